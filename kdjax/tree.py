@@ -1,0 +1,70 @@
+"""Helpers on pytrees: paths, selection, counting, bytes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.types import Params, Path, Select
+
+
+def path_of(key_path: tuple[Any, ...]) -> Path:
+  """A JAX key path as a tuple of strings.
+
+  Example:
+    >>> import jax
+    >>> [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path({"a": [0, 1]})]
+    [('a', '0'), ('a', '1')]
+  """
+  return tuple(jax.tree_util.keystr((key,), simple=True) for key in key_path)
+
+
+def map_with_path(fn: Callable[..., Any], tree: Params, *rest: Params, is_leaf=None) -> Params:
+  """`jax.tree.map` whose function takes the leaf's path first: `fn(path, leaf, *leaves)`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda key_path, *leaves: fn(path_of(key_path), *leaves), tree, *rest, is_leaf=is_leaf
+  )
+
+
+def leaves_with_path(tree: Params, *, is_leaf=None) -> list[tuple[Path, Any]]:
+  """All leaves with their paths, in the tree's own order."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  return [(path_of(key_path), leaf) for key_path, leaf in leaves]
+
+
+def is_matrix(path: Path, leaf: Any) -> bool:
+  """Selects leaves with two axes or more: kernels and embedding tables, no biases or norms."""
+  del path
+  return jnp.ndim(leaf) >= 2
+
+
+def under(*prefix: str, select: Select = lambda path, leaf: True) -> Select:
+  """Selects what `select` selects below `prefix`; `select` sees the path after it.
+
+  Example:
+    >>> student = under("student", select=lambda path, leaf: path[-1] == "kernel")
+    >>> student(("student", "dense", "kernel"), None), student(("helpers", "kernel"), None)
+    (True, False)
+  """
+
+  def selected(path: Path, leaf: Any) -> bool:
+    return path[: len(prefix)] == prefix and select(path[len(prefix) :], leaf)
+
+  return selected
+
+
+def count_params(tree: Params) -> int:
+  """How many numbers the tree holds."""
+  return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def count_nonzero(tree: Params) -> int:
+  """How many numbers of the tree are not 0."""
+  return sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: Params) -> int:
+  """Bytes the tree's arrays take in memory."""
+  return sum(math.prod(jnp.shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
