@@ -1,0 +1,175 @@
+"""The integer product itself: when to use it, how it is scaled, what its gradient is."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.types import Array
+
+LEVELS = 127  # Symmetric int8: -128 is never used, so that -x is always representable.
+# |sum of K products| <= K 127^2, which must not exceed 2^31 - 1: K <= 133,144.
+MAX_CONTRACTION = (2**31 - 1) // LEVELS**2
+TINY = float(np.finfo(np.float32).tiny)
+
+# One row of activations, by backend: (weights below which the float product of the dequantised
+# weight is faster, rows to which the activations are padded with zeros above that).
+# Measured by benchmarks/int8_dot.py, results in benchmarks/results/int8_dot.json. XLA on CPU widens
+# both sides of a one-row int8 product to int32 in memory, and keeps two rows in int8.
+ONE_ROW = {"cpu": (32_768, 2)}
+
+
+class DotPlan(NamedTuple):
+  """How a product with an int8 weight is computed.
+
+  Attributes:
+    integer: whether it is int8 by int8 into int32; else the weight is dequantised and multiplied
+      in float32, which quantises no activation.
+    rows: rows of the integer product, zero padding included.
+    reason: why, in words.
+  """
+
+  integer: bool
+  rows: int
+  reason: str
+
+
+def dot_plan(shape: tuple[int, int, int], *, backend: str | None = None) -> DotPlan:
+  """How `[M, K] x [K, N]` with an int8 weight is computed on a backend, by measurement.
+
+  Args:
+    shape: (M, K, N): rows of activations, contraction, outputs.
+    backend: "cpu", "gpu" or "tpu"; None for the default backend of this process.
+
+  Returns:
+    DotPlan. A backend nobody has measured gets the integer product, and the reason says so.
+
+  Raises:
+    ValueError: if K > 133,144: `K 127^2` would overflow int32.
+
+  Example:
+    >>> dot_plan((256, 1024, 1024), backend="cpu").integer
+    True
+    >>> dot_plan((1, 64, 64), backend="cpu").reason
+    'float is faster at one row of 4096 weights (measured)'
+    >>> dot_plan((1, 1024, 1024), backend="cpu").rows
+    2
+  """
+  rows, contraction, outputs = shape
+  if contraction > MAX_CONTRACTION:
+    raise ValueError(
+      f"contraction of {contraction} can overflow int32: {contraction} * 127^2 > 2^31 - 1; "
+      f"at most {MAX_CONTRACTION}"
+    )
+  backend = backend or jax.default_backend()
+  if backend not in ONE_ROW:
+    return DotPlan(True, rows, f"integer; not measured on {backend}")
+  if rows != 1:
+    return DotPlan(True, rows, "integer (measured)")
+  least, padded = ONE_ROW[backend]
+  size = contraction * outputs
+  if size < least:
+    return DotPlan(False, rows, f"float is faster at one row of {size} weights (measured)")
+  return DotPlan(True, padded, f"integer, one row padded to {padded} (measured)")
+
+
+def symmetric_scale(x: Array, *, axis: int | tuple[int, ...] | None) -> Array:
+  """`max |x| / 127` over `axis` (kept with size 1), at least the smallest normal float32.
+
+  The floor gives all-zero channels a scale that maps them to 0 and back; NaN stays NaN.
+  """
+  absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True, initial=0.0)
+  return jnp.maximum(absmax / LEVELS, TINY)
+
+
+def to_int8(x: Array, scale: Array) -> Array:
+  """`clip(round(x / scale), -127, 127)`, halves to even; NaN becomes 0 (its scale must tell)."""
+  levels = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -LEVELS, LEVELS)
+  return jnp.where(jnp.isnan(levels), 0.0, levels).astype(jnp.int8)
+
+
+def integer_dot(x: Array, values: Array, scale: Array, *, axis: int) -> Array:
+  r"""`x` times an int8 matrix, its activations quantised row by row as they come.
+
+  $y_{mn} = s^x_m s_n \sum_k \hat x_{mk} v_{kn}$ with $s^x_m = \max_k |x_{mk}| / 127$ and
+  $\hat x_{mk} = \mathrm{round}(x_{mk} / s^x_m)$; the sum is int8 by int8 into int32, exact.
+  `dot_plan` may choose the float product of the dequantised weight instead.
+
+  The gradient is straight-through: that of the float product `x (s v)`, to `x` and to `scale`.
+
+  Args:
+    x: float `[..., K]`.
+    values: int8 `[K, N]` (axis 0) or `[N, K]` (axis 1), in [-127, 127].
+    scale: float32, one per output: `[1, N]` or `[N, 1]`, or `[1, 1]`.
+    axis: which axis of `values` is contracted: 0 or 1.
+
+  Returns:
+    float32 `[..., N]`. A row of `x` that holds a NaN gives a row of NaN.
+
+  Raises:
+    ValueError: if shapes do not fit, or K > 133,144 (int32 could overflow).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> values = jnp.array([[127, -127], [0, 127]], jnp.int8)
+    >>> integer_dot(jnp.array([[2.0, 1.0]]), values, jnp.full([1, 2], 1 / 127), axis=0).shape
+    (1, 2)
+
+  Reference:
+    B. Jacob et al., Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877, section 2; here symmetric (no
+    zero points) and with activation scales per row.
+  """
+  if values.ndim != 2 or x.ndim < 1 or x.shape[-1] != values.shape[axis]:
+    raise ValueError(f"cannot contract x {x.shape} with axis {axis} of an int8 {values.shape}")
+  outputs = values.shape[1 - axis]
+  if scale.ndim != 2 or scale.shape[axis] != 1 or scale.shape[1 - axis] not in (1, outputs):
+    raise ValueError(
+      f"scale {scale.shape} of an int8 {values.shape} must have size 1 along the contraction "
+      f"axis {axis}: a scale that varies there cannot be applied after the sum"
+    )
+  plan = dot_plan((math.prod(x.shape[:-1]), x.shape[-1], outputs))
+  x = x.astype(jnp.float32)
+  if not plan.integer:
+    return _float_dot(x, values, scale, axis)
+  return _straight_through(x, values, scale, axis, plan.rows)
+
+
+def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
+  dims = (((x.ndim - 1,), (axis,)), ((), ()))
+  return jax.lax.dot_general(x, values, dims, preferred_element_type=dtype)
+
+
+def _float_dot(x: Array, values: Array, scale: Array, axis: int) -> Array:
+  y = _contract(x, values.astype(jnp.float32), axis, jnp.float32)
+  return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _straight_through(x: Array, values: Array, scale: Array, axis: int, rows: int) -> Array:
+  flat = x.reshape(-1, x.shape[-1])
+  row_scale = symmetric_scale(flat, axis=-1)
+  quantized = to_int8(flat, row_scale)
+  if rows > flat.shape[0]:
+    quantized = jnp.pad(quantized, ((0, rows - flat.shape[0]), (0, 0)))
+  total = _contract(quantized, values, axis, jnp.int32)[: flat.shape[0]]
+  y = total.astype(jnp.float32) * (row_scale * scale.reshape(1, -1))
+  return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _forward(x: Array, values: Array, scale: Array, axis: int, rows: int):
+  return _straight_through(x, values, scale, axis, rows), (x, values, scale)
+
+
+def _backward(axis: int, rows: int, residuals, cotangent: Array):
+  del rows
+  x, values, scale = residuals
+  _, pull = jax.vjp(lambda x, scale: _float_dot(x, values, scale, axis), x, scale)
+  dx, dscale = pull(cotangent)
+  return dx, np.zeros(values.shape, jax.dtypes.float0), dscale
+
+
+_straight_through.defvjp(_forward, _backward)

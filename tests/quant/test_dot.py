@@ -1,0 +1,162 @@
+"""The integer product: exact integers, the compiled program, the plan, the gradients."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.quant.dot import dot, straight_through_dot
+from kdjax.quant.integer import MAX_CONTRACTION, dot_plan, integer_dot
+from kdjax.quant.qtensor import QTensor, dequantize, quantize
+
+
+def normal(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def numpy_dot(x, values, scale):
+  """The formula: int64 sums of int8 products, scales after, in float64."""
+  x = np.asarray(x, np.float64)
+  row = np.max(np.abs(x), axis=-1, keepdims=True) / 127
+  quantized = np.round(x / np.where(row == 0, 1, row)).astype(np.int64)
+  return (quantized @ np.asarray(values, np.int64)) * row * np.asarray(scale, np.float64)
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (2, 3, 64), (256, 64)])
+def test_dot_equals_float64_formula(shape):
+  x, w = normal(*shape), quantize(normal(64, 48, seed=1), axis=0)
+  got = jax.jit(dot)(x, w)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, numpy_dot(x, w.values, w.scale), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rdot_equals_float64_formula(rows):
+  query, table = normal(rows, 48), quantize(normal(900, 48, seed=1), axis=-1)
+  expected = numpy_dot(query, table.values.T, table.scale.T)
+  np.testing.assert_allclose(table.rdot(query), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_error_is_within_the_bound_of_both_roundings():
+  x, w = normal(32, 128), normal(128, 40, seed=1)
+  q = quantize(w, axis=0)
+  sx = np.max(np.abs(x), -1, keepdims=True) / 127
+  # |x w - x' w'| <= sum |x| s/2 + |w'| sx/2, entry by entry.
+  bound = np.abs(x) @ np.broadcast_to(q.scale / 2, w.shape) + sx / 2 * np.abs(dequantize(q)).sum(0)
+  assert np.all(np.abs(dot(x, q) - x @ w) <= bound * (1 + 1e-5))
+
+
+def test_float_weights_are_a_plain_product_in_float32():
+  x, w = normal(3, 5), normal(5, 4, seed=1)
+  np.testing.assert_allclose(dot(x, w), x @ w, rtol=1e-6)
+  half = dot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
+  assert half.dtype == jnp.float32
+  assert dot(x.astype(jnp.bfloat16), quantize(w, axis=0)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16])
+@pytest.mark.parametrize("table", [False, True])
+def test_compiled_program_multiplies_s8_by_s8_into_s32(rows, table):
+  x = normal(rows, 256)
+  if table:
+    lowered = jax.jit(lambda x, t: t.rdot(x)).lower(x, quantize(normal(512, 256), axis=-1))
+  else:
+    lowered = jax.jit(dot).lower(x, quantize(normal(256, 512), axis=0))
+  assert re.search(
+    r"stablehlo\.dot_general .*: \(tensor<\d+x256xi8>, tensor<\d+x\d+xi8>\) -> tensor<\d+x512xi32>",
+    lowered.as_text(),
+  )
+  optimised = lowered.compile().as_text()
+  products = re.findall(r"(\w+)\[[\d,]*\]\S* dot\(%?([\w.-]+), %?([\w.-]+)\)", optimised)
+  assert len(products) == 1, optimised
+  result, *operands = products[0]
+  assert result == "s32"
+  for name in operands:
+    (dtype,) = set(re.findall(rf"%?{re.escape(name)}(?: = |: )(\w+)\[", optimised))
+    assert dtype == "s8", f"{name} was widened to {dtype} before the product"
+
+
+def test_small_single_rows_are_float_and_say_so():
+  plan = dot_plan((1, 32, 16), backend="cpu")
+  assert not plan.integer
+  assert "measured" in plan.reason
+  x, w = normal(1, 32), quantize(normal(32, 16, seed=1), axis=0)
+  np.testing.assert_allclose(dot(x, w), x @ dequantize(w), rtol=1e-5, atol=1e-6)
+  assert dot(x[0], w).shape == (16,)
+  unmeasured = dot_plan((1, 32, 16), backend="tpu")
+  assert unmeasured.integer
+  assert "not measured on tpu" in unmeasured.reason
+
+
+def test_one_row_equals_the_same_row_of_many():
+  x, w = normal(4, 256), quantize(normal(256, 512, seed=1), axis=0)
+  np.testing.assert_array_equal(dot(x[:1], w), dot(x, w)[:1])
+
+
+def test_overflow_bound():
+  assert MAX_CONTRACTION == 133_144
+  assert MAX_CONTRACTION * 127**2 <= 2**31 - 1 < (MAX_CONTRACTION + 1) * 127**2
+  full = QTensor(jnp.full([MAX_CONTRACTION, 1], 127, jnp.int8), jnp.ones([1, 1]))
+  x = jnp.ones([2, MAX_CONTRACTION])
+  np.testing.assert_allclose(dot(x, full), np.full([2, 1], MAX_CONTRACTION * 127.0), rtol=1e-6)
+  over = QTensor(jnp.zeros([MAX_CONTRACTION + 1, 1], jnp.int8), jnp.ones([1, 1]))
+  with pytest.raises(ValueError, match="overflow int32"):
+    dot(jnp.ones([2, MAX_CONTRACTION + 1]), over)
+
+
+def test_bad_shapes_are_named():
+  w = quantize(normal(6, 4), axis=0)
+  with pytest.raises(ValueError, match="cannot contract"):
+    dot(jnp.ones([2, 5]), w)
+  with pytest.raises(ValueError, match="contraction axis"):
+    dot(jnp.ones([2, 6]), quantize(normal(6, 4), axis=1))
+  with pytest.raises(ValueError, match="contraction axis"):
+    w.rdot(jnp.ones([2, 4]))
+
+
+def test_nan_row_stays_visible_and_alone():
+  x = normal(4, 64).at[1, 3].set(jnp.nan)
+  y = dot(x, quantize(normal(64, 8), axis=0))
+  assert np.isnan(y[1]).all()
+  assert np.isfinite(y[jnp.array([0, 2, 3])]).all()
+
+
+def test_zero_rows_and_no_rows():
+  w = quantize(normal(64, 8), axis=0)
+  assert dot(jnp.zeros([3, 64]), w).tolist() == np.zeros([3, 8]).tolist()
+  assert dot(jnp.zeros([0, 64]), w).shape == (0, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_gradients_are_those_of_the_dequantised_product(rows):
+  x, w, g = normal(rows, 256), quantize(normal(256, 200, seed=1), axis=0), normal(rows, 200, seed=2)
+  dx, dscale = jax.grad(
+    lambda x, scale: jnp.sum(g * dot(x, QTensor(w.values, scale))), argnums=(0, 1)
+  )(x, w.scale)
+  values = np.asarray(w.values, np.float64)
+  np.testing.assert_allclose(dx, g @ (values * w.scale).T, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(dscale, ((x @ values) * g).sum(0, keepdims=True), rtol=1e-3, atol=1e-2)
+
+
+def test_straight_through_dot_trains_the_forward_pass_that_is_served():
+  x, w, g = normal(8, 32), normal(32, 12, seed=1), normal(8, 12, seed=2)
+  np.testing.assert_array_equal(straight_through_dot(x, w), dot(x, quantize(w, axis=0)))
+  dx, dw = jax.jit(jax.grad(lambda x, w: jnp.sum(g * straight_through_dot(x, w)), (0, 1)))(x, w)
+  np.testing.assert_allclose(dx, g @ w.T, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(dw, x.T @ g, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_and_sharding_keep_the_result():
+  x, w = normal(8, 4, 64), quantize(normal(64, 8), axis=0)
+  np.testing.assert_allclose(jax.vmap(lambda x: dot(x, w))(x), dot(x, w), rtol=1e-6)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+  np.testing.assert_allclose(jax.jit(dot)(sharded, w), dot(x, w), rtol=1e-6)
+
+
+def test_integer_dot_takes_a_scale_per_tensor():
+  x, w = normal(4, 64), quantize(normal(64, 8), axis=None)
+  got = integer_dot(x, w.values, w.scale, axis=0)
+  np.testing.assert_allclose(got, numpy_dot(x, w.values, w.scale), rtol=2e-6, atol=1e-6)
