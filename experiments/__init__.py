@@ -1,0 +1,1 @@
+"""One binary a job; each is `run(config, workdir) -> dict` and `python -m experiments.<job>`."""

@@ -1,0 +1,149 @@
+"""The options that the experiments share, as frozen dataclasses."""
+
+import dataclasses
+from typing import Literal
+
+from kdjax.flags import option
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which interaction log, and how it is prepared and split."""
+
+  dataset: str = option(
+    "synthetic",
+    "A file or folder holding an interaction log, 'tfds:<name>/<config>', or 'synthetic', the "
+    "embedded generator.",
+  )
+  format: Literal[
+    "auto", "csv", "parquet", "movielens", "pairs", "sequences", "amazon", "recbole"
+  ] = option("auto", "The file's format; 'auto' tells it from names and contents.")
+  separator: str | None = option(None, "Field separator of a CSV; found by itself when not given.")
+  user_column: str | None = option(
+    None, "Name of the user column, where the format leaves it open."
+  )
+  item_column: str | None = option(None, "Name of the item column.")
+  timestamp_column: str | None = option(None, "Name of the time column (seconds).")
+  rating_column: str | None = option(None, "Name of the rating column.")
+  label_column: str | None = option(None, "Name of the click label column (0 or 1).")
+  items_path: str | None = option(
+    None, "A file of item attributes, where it is not beside the log."
+  )
+  min_rating: float | None = option(None, "Drop events rated below this.")
+  label_threshold: float | None = option(
+    None, "Click models: label 1 where the rating is at least this (when there is no label column)."
+  )
+  k_core: int = option(0, "Keep only users and items with this many events, repeatedly.", lower=0)
+  split: Literal["leave_one_out", "time", "ratio"] = option(
+    "leave_one_out",
+    "leave_one_out: each user's last item is the test, the one before it validation; time: by global "
+    "time; ratio: the end of each user's history.",
+  )
+  valid_fraction: float = option(
+    0.1, "Share of validation in split time or ratio.", lower=0, upper=1
+  )
+  test_fraction: float = option(0.1, "Share of test in split time or ratio.", lower=0, upper=1)
+  max_length: int = option(64, "Positions of a history that a model sees.", lower=1)
+  all_windows: bool = option(
+    True, "Train on every window of a history longer than --max_length, not only the last."
+  )
+  synthetic_users: int = option(2000, "Users of the embedded data.", lower=1)
+  synthetic_items: int = option(1000, "Items of the embedded data.", lower=2)
+  synthetic_length: int = option(40, "Mean history length of the embedded data.", lower=1)
+  data_seed: int = option(0, "Seed of the embedded data and of the packing of rows.")
+
+
+Family = Literal["sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A model family and its sizes."""
+
+  model: Family = option(
+    "sasrec",
+    "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
+    "clicks: mlp.",
+  )
+  dim: int = option(64, "Width of embeddings and of the residual stream.", lower=1)
+  layers: int = option(2, "Blocks (or recurrent layers, or hidden layers).", lower=0)
+  heads: int = option(1, "Attention heads; they divide --dim.", lower=1)
+  mlp_dim: int | None = option(None, "Width of the feed-forward layers; 4 x dim when not given.")
+  dropout: float = option(0.2, "Dropout rate in training.", lower=0, upper=1)
+
+
+Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+  """How a model is trained."""
+
+  seed: int = option(0, "Seed of initialisation, shuffles, dropout and sampling.")
+  epochs: int = option(100, "Passes over the training data at most.", lower=1)
+  batch_size: int = option(128, "Histories (or pairs, or clicks) of a step, on average.", lower=1)
+  optimizer: Optimizer = option("adamw", "The optax optimizer.")
+  learning_rate: float = option(1e-3, "Peak learning rate.", lower=0)
+  schedule: Literal["constant", "cosine"] = option(
+    "constant", "Learning rate after warm-up: constant, or a cosine down to 0 at the last epoch."
+  )
+  warmup_steps: int = option(100, "Steps of linear warm-up.", lower=0)
+  weight_decay: float = option(0.0, "Decoupled weight decay (adamw and lion).", lower=0)
+  clip_norm: float | None = option(None, "Clip the gradient's global norm to this.")
+  accumulate: int = option(1, "Micro-batches summed before each update.", lower=1)
+  dtype: Literal["float32", "bfloat16"] = option(
+    "float32", "Type that the models compute in while training; parameters stay float32."
+  )
+  label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
+    "auto",
+    "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
+    "ncf and mlp.",
+  )
+  num_negatives: int = option(
+    256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."
+  )
+  patience: int | None = option(10, "Stop after this many validations without a better one.")
+  validate_every: int | None = option(None, "Steps between validations; an epoch when not given.")
+  steps_per_call: int = option(32, "Steps of one compiled call.", lower=1)
+  stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")
+  parallel: Literal["jit", "pmap"] = option("jit", "How several devices run the step.")
+  data_devices: int | None = option(None, "Devices that share each batch; all when not given.")
+  model_devices: int = option(
+    1, "Devices over which embedding tables are split (jit only).", lower=1
+  )
+  tensorboard: bool = option(True, "Write TensorBoard files.")
+  wandb: Literal["disabled", "offline", "online"] = option("disabled", "Weights & Biases mode.")
+  progress: bool = option(True, "Draw progress bars.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """What a student learns from its teacher: L = label_weight CE + distill_weight T^2 KL + hints."""
+
+  distill_loss: Literal["kl", "bernoulli_kl", "mse"] = option(
+    "kl", "Softened KL over the catalogue (or candidates), Bernoulli KL (clicks), or logit MSE."
+  )
+  label_weight: float = option(0.5, "Weight of the loss on the labels.", lower=0)
+  distill_weight: float = option(0.5, "Weight of the distillation loss.", lower=0)
+  temperature: float = option(1.0, "Temperature T of the softened distributions.", lower=1e-3)
+  hint_weight: float = option(0.0, "Weight of the MSE between projected features.", lower=0)
+  hint_features: str = option(
+    "query:query", "Which features the hint compares, as <student's name>:<teacher's name>."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+  """How much is removed, and when."""
+
+  sparsity: float = option(
+    0.5, "Share of each weight matrix set to 0 by magnitude.", lower=0, upper=1
+  )
+  keep_mlp: float = option(1.0, "Share of feed-forward width kept; the arrays shrink.", upper=1)
+  keep_heads: float = option(1.0, "Share of attention heads kept; the arrays shrink.", upper=1)
+  keep_dim: float = option(1.0, "Share of embedding dimensions kept; the arrays shrink.", upper=1)
+  prune_tables: bool = option(True, "Whether embedding tables take part in the masks.")
+  ramp: float = option(
+    0.5, "Share of the epochs over which the cubic schedule reaches --sparsity.", lower=0, upper=1
+  )
+  mask_every: int = option(20, "Steps between new masks on the way there.", lower=1)

@@ -1,0 +1,137 @@
+"""From a trained sequence model to queries and recommendations."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.data import batches
+from kdjax.types import PAD, Apply, Array, FactoredLogits, Params
+
+
+def request_batch(items: Array) -> dict[str, Array]:
+  """The sequence batch of requests: int32 `[B, L]` histories aligned to the left, PAD after."""
+  segments = (items != PAD).astype(jnp.int32)
+  positions = jax.lax.broadcasted_iota(jnp.int32, items.shape, 1) * segments
+  return {"items": items, "segments": segments, "positions": positions}
+
+
+def score(apply: Apply, params: Params, items: Array) -> Array:
+  """Scores of the whole catalogue after the last event of each history.
+
+  Args:
+    apply: of a sequence model, whose logits are `FactoredLogits` with a query a position.
+    params: its parameters.
+    items: int32 `[B, L]`, aligned to the left, PAD after; at least one event each.
+
+  Returns:
+    float32 `[B, V]`.
+  """
+  logits = apply(params, request_batch(items)).logits
+  last = jnp.maximum(jnp.sum(items != PAD, axis=1) - 1, 0)
+  query = jnp.take_along_axis(logits.query, last[:, None, None], axis=1)[:, 0]
+  return FactoredLogits(query, logits.table, logits.bias).dense()
+
+
+def make_recommender(
+  apply: Apply, *, k: int = 10, exclude_seen: bool = True
+) -> Callable[[Params, Array], tuple[Array, Array]]:
+  """A function from histories to the k best items: what is deployed, and what is timed.
+
+  Args:
+    apply: of a sequence model.
+    k: how many items.
+    exclude_seen: whether items of the history are never recommended.
+
+  Returns:
+    `(params, items [B, L]) -> (scores float32 [B, k], ids int32 [B, k])`, best first; pure, to be
+    jitted by the caller.
+  """
+
+  def recommend(params, items):
+    scores = score(apply, params, items)
+    if exclude_seen:
+      rows = jax.lax.broadcasted_iota(jnp.int32, items.shape, 0)
+      # PAD and MASK are sent out of bounds, where a scatter drops them.
+      seen = jnp.where(items >= 0, items, scores.shape[1])
+      scores = scores.at[rows, seen].set(-jnp.inf, mode="drop")
+    return jax.lax.top_k(scores, k)
+
+  return recommend
+
+
+def encode_histories(
+  apply: Apply,
+  params: Params,
+  items: np.ndarray,
+  offsets: np.ndarray,
+  *,
+  length: int,
+  ends_with_mask: bool = False,
+  rows_per_call: int = 64,
+) -> FactoredLogits:
+  """One query a user, after their last event, with the table they are scored against.
+
+  Histories are packed into full rows first, so that short ones cost what they hold.
+
+  Args:
+    apply: of a sequence model.
+    params: its parameters.
+    items: int32 `[N]`, histories one after the other.
+    offsets: int64 `[U + 1]`.
+    length: positions that the model sees of each history, its last ones.
+    ends_with_mask: True for masked models, which predict at a MASK after the last event.
+    rows_per_call: packed rows of one call.
+
+  Returns:
+    FactoredLogits with `query [U, d]`; a user without history has a query of zeros.
+  """
+  if ends_with_mask:
+    items, offsets = batches.append_mask(items, offsets)
+  rows, ends = batches.pack_rows(items, offsets, length=length, labels=False, all_windows=False)
+  num_rows = len(rows["items"])
+  order = np.argsort(ends[:, 1], kind="stable")
+  users, places = ends[order, 0], ends[order, 1]
+  cell = rows_per_call * length
+  calls = -(-num_rows // rows_per_call)
+  cuts = np.searchsorted(places, np.arange(calls + 1) * cell)
+  most = int(np.diff(cuts).max(initial=1))
+  encode = _encoder(apply)
+  queries, logits = None, None
+  for call in range(calls):
+    first, stop = cuts[call], cuts[call + 1]
+    chosen = np.zeros(most, np.int32)
+    chosen[: stop - first] = places[first:stop] - call * cell
+    batch = {name: _block(values, call, rows_per_call, name) for name, values in rows.items()}
+    logits = encode(params, batch, chosen)
+    query = np.asarray(logits.query[: stop - first])
+    if queries is None:
+      queries = np.zeros((len(offsets) - 1, query.shape[1]), query.dtype)
+    queries[users[first:stop]] = query
+  if logits is None or queries is None:
+    raise ValueError("no history has an event to encode")
+  return FactoredLogits(jnp.asarray(queries), logits.table, logits.bias)
+
+
+@functools.cache
+def _encoder(apply: Apply) -> Any:
+  """Jitted once for each model, however often it is evaluated."""
+
+  def encode(params, batch, chosen):
+    logits = apply(params, batch).logits
+    query = logits.query.reshape(-1, logits.query.shape[-1])[chosen]
+    return FactoredLogits(query, logits.table, logits.bias)
+
+  return jax.jit(encode)
+
+
+def _block(values: np.ndarray, call: int, size: int, name: str) -> np.ndarray:
+  """Rows of one call; the last call is filled up with empty rows, so that one program serves."""
+  block = values[call * size : (call + 1) * size]
+  if len(block) < size:
+    empty = PAD if name in ("items", "labels") else 0
+    block = np.pad(block, ((0, size - len(block)), (0, 0)), constant_values=empty)
+  return block

@@ -1,0 +1,95 @@
+"""The train step: one pure function, with no collective in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax.reduce import Mean, safe_divide
+from kdjax.train.objective import Objective
+from kdjax.train.state import TrainState
+from kdjax.types import Array, Batch, Params
+
+Augment = Callable[[Batch, Array], Batch]
+TrainStep = Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]
+
+
+def make_train_step(
+  objective: Objective,
+  tx: optax.GradientTransformation,
+  *,
+  augment: Augment | None = None,
+  accumulate: int = 1,
+  merge: Callable[[Any], Any] = lambda tree: tree,
+) -> TrainStep:
+  r"""A step `(state, teacher_params, batch, key) -> (state, metrics)`.
+
+  The gradient is that of $\sum_k w_k\, \text{total}_k / \text{count}_k$ where totals and counts run
+  over every micro-batch and, through `merge`, over every device: never a mean of means.
+
+  Args:
+    objective: the weighted terms.
+    tx: the optax transformation; a pruning transform goes last in its chain.
+    augment: random work on the batch (negatives, masked items), `(batch, key) -> batch`.
+    accumulate: micro-batches whose gradients are summed before one update; it divides the batch.
+    merge: how trees of sums add up across devices. The runner decides: nothing under `jit`, where a
+      sharded batch is still one array; a `psum` under `pmap`.
+
+  Returns:
+    The step. Its metrics are a `Mean` for each term and float32 scalars `loss` and `grad_norm`.
+    The key is folded with the step's number, so resuming needs no key state.
+
+  Raises:
+    ValueError: if `accumulate` is below 1 or, at tracing, does not divide the batch.
+  """
+  if accumulate < 1:
+    raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+
+  def train_step(state, teacher_params, batch, key):
+    augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
+    if augment is not None:
+      batch = augment(batch, augment_key)
+    weights = objective.weights(state.step)
+    # Counts depend on the batch alone, so the compiler drops the models from this first call.
+    counts = merge(
+      {
+        name: mean.count
+        for name, mean in objective.means(state.params, teacher_params, batch, model_key).items()
+      }
+    )
+
+    def loss_fn(params, micro, micro_key):
+      means = objective.means(params, teacher_params, micro, micro_key)
+      loss = sum(weights[name] * safe_divide(means[name].total, counts[name]) for name in means)
+      return loss, {name: mean.total for name, mean in means.items()}
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+      (loss, totals), grads = grad_fn(state.params, batch, model_key)
+    else:
+      parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+      keys = jax.random.split(model_key, accumulate)
+      shapes = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts), keys[0])
+      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+      def add(carry, part):
+        return jax.tree.map(jnp.add, carry, grad_fn(state.params, *part)), None
+
+      ((loss, totals), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+
+    loss, totals, grads = merge((loss, totals, grads))
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {name: Mean(totals[name], counts[name]) for name in totals}
+    metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return train_step
+
+
+def _split(x: Array, parts: int) -> Array:
+  if x.shape[0] % parts:
+    raise ValueError(f"accumulate={parts} does not divide the batch of {x.shape[0]} rows")
+  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
