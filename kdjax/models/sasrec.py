@@ -1,0 +1,111 @@
+"""SASRec: a causal transformer over a user's items that predicts the next one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kdjax.layers import Dropout, Embed, LayerNorm
+from kdjax.models.linen import from_linen, per_layer
+from kdjax.models.transformer import Block
+from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs
+
+
+class SASRec(nn.Module):
+  r"""A pre-norm causal transformer on packed rows; tied to its own item table.
+
+  $x_0 = \mathrm{scale}\, E[\text{items}] + P[\text{positions}]$, then `num_layers` blocks, then a
+  norm: $\text{query} = \mathrm{LN}(x_n)$ and $\text{logits} = \text{query}\, E^\top$. Reads
+  `items`, `segments`, `positions` int `[B, L]`. What stands at empty positions is finite but void.
+
+  Features: `embedding`, `block_0`, `block_1`, ..., `query`, all `[B, L, dim]`, and
+  `block_0_attention`, ... `[B, num_heads, L, L]`.
+
+  Attributes:
+    num_items: V, the catalogue.
+    max_length: how many positions are learned; a position past them gives NaN.
+    dim: width of the residual stream and of the item table.
+    num_layers: blocks.
+    num_heads: heads of every block, or one number a block.
+    head_dim: columns of a head; None for `dim // num_heads`.
+    mlp_dim: hidden width of every block's feed-forward part, or one number a block; None for
+      `dim`, as published.
+    dropout: rate on embeddings, attention weights and both residual branches.
+    embedding_scale: None for sqrt(dim). Said explicitly once `dim` was pruned.
+    norm_width: what norms divide their statistics by, None for `dim`; see `LayerNorm`.
+    dtype: of the computation.
+
+  Reference:
+    W.-C. Kang, J. McAuley, Self-Attentive Sequential Recommendation, ICDM 2018, arXiv:1808.09781.
+    Deviations: norms come before both branches and keys and values see the normed input too; the
+    target (.1821 NDCG@10 on ML-1M with full cross-entropy) is that of A. Klenitskiy, A. Vasilev,
+    Turning Dross Into Gold Loss, RecSys 2023, arXiv:2309.07602.
+  """
+
+  num_items: int
+  max_length: int = 200
+  dim: int = 64
+  num_layers: int = 2
+  num_heads: int | Sequence[int] = 1
+  head_dim: int | None = None
+  mlp_dim: int | Sequence[int] | None = None
+  dropout: float = 0.1
+  embedding_scale: float | None = None
+  norm_width: int | None = None
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, batch: Batch) -> Outputs:
+    dim, num_layers, dtype = self.dim, self.num_layers, self.dtype
+    heads = per_layer(self.num_heads, num_layers)
+    mlp_dims = per_layer(self.mlp_dim or dim, num_layers)
+    norm_width = self.norm_width or dim
+    scale = dim**0.5 if self.embedding_scale is None else self.embedding_scale
+
+    items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
+    positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
+    x = items(batch["items"]) * jnp.asarray(scale, dtype) + positions(batch["positions"])
+    features: dict[str, Array] = {"embedding": x}
+    x = Dropout(self.dropout, name="dropout")(x)
+    for i in range(num_layers):
+      x, features[f"block_{i}_attention"] = Block(
+        num_heads=heads[i],
+        head_dim=self.head_dim or dim // heads[i],
+        mlp_dim=mlp_dims[i],
+        causal=True,
+        activation=nn.relu,
+        dropout=self.dropout,
+        norm_width=norm_width,
+        dtype=dtype,
+        name=f"block_{i}",
+      )(x, batch["segments"])
+      features[f"block_{i}"] = x
+    query = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
+    features["query"] = query
+    return Outputs(FactoredLogits(query, items.table()), features)
+
+
+def make_sasrec(**sizes: Any) -> Model:
+  """A SASRec as a pair of pure functions.
+
+  Args:
+    sizes: the fields of `SASRec`; only `num_items` has no default.
+
+  Returns:
+    Model on packed rows; `apply` gives `FactoredLogits` of `[B, L, dim]` queries.
+
+  Raises:
+    TypeError: if a size has another name. ValueError: by `init`, if there are more or fewer sizes
+      than layers.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> model = make_sasrec(num_items=10, max_length=4, dim=8)
+    >>> row = jnp.arange(4)[None]
+    >>> batch = {"items": row, "segments": jnp.ones_like(row), "positions": row}
+    >>> params = model.init(jax.random.key(0), batch)
+    >>> model.apply(params, batch).logits.dense().shape
+    (1, 4, 10)
+  """
+  return from_linen(SASRec(**sizes))

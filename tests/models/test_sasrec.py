@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.models import make_sasrec
+from kdjax.types import PAD
+
+KEY = jax.random.key(0)
+
+
+def unpacked(items):
+  items = jnp.asarray(items)[None]
+  return {
+    "items": items,
+    "segments": jnp.ones_like(items),
+    "positions": jnp.arange(items.shape[1])[None],
+  }
+
+
+def test_packed_equals_each_user_alone_and_padding_changes_nothing():
+  users = [[3, 1, 4], [1, 5, 9, 2], [6]]
+  empty = 2
+  batch = {
+    "items": jnp.array([[i for items in users for i in items] + [PAD] * empty]),
+    "segments": jnp.array([[1] * 3 + [2] * 4 + [3] + [0] * empty]),
+    "positions": jnp.array([[0, 1, 2, 0, 1, 2, 3, 0] + [0] * empty]),
+  }
+  model = make_sasrec(num_items=10, max_length=6, dim=8, num_heads=2)
+  params = model.init(KEY, batch)
+  packed = model.apply(params, batch).logits.dense()[0]
+  start = 0
+  for items in users:
+    alone = model.apply(params, unpacked(items)).logits.dense()[0]
+    np.testing.assert_allclose(packed[start : start + len(items)], alone, atol=1e-5)
+    start += len(items)
+  assert np.isfinite(packed).all()
+
+
+def test_a_key_means_dropout():
+  batch = unpacked([1, 2, 3])
+  model = make_sasrec(num_items=5, max_length=3, dim=8, dropout=0.5)
+  params = model.init(KEY, batch)
+  query = lambda key: model.apply(params, batch, key=key).logits.query  # noqa: E731
+  np.testing.assert_array_equal(query(None), query(None))
+  np.testing.assert_array_equal(query(KEY), query(KEY))
+  assert not np.array_equal(query(KEY), query(jax.random.key(1)))
+  assert not np.array_equal(query(KEY), query(None))
