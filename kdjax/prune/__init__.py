@@ -1,0 +1,30 @@
+"""Pruning: scores, schedules, masks, and the optax transform that applies them."""
+
+from kdjax.prune.criteria import magnitude, random, saliency
+from kdjax.prune.distributions import erdos_renyi_kernel, global_sparsity, uniform
+from kdjax.prune.masks import apply_masks, make_masks, measure_sparsity
+from kdjax.prune.patterns import n_m, unstructured
+from kdjax.prune.schedules import Cubic, OneShot, Schedule, cubic, one_shot
+from kdjax.prune.transform import PruneState, find_masks, prune
+
+__all__ = [
+  "Cubic",
+  "OneShot",
+  "PruneState",
+  "Schedule",
+  "apply_masks",
+  "cubic",
+  "erdos_renyi_kernel",
+  "find_masks",
+  "global_sparsity",
+  "magnitude",
+  "make_masks",
+  "measure_sparsity",
+  "n_m",
+  "one_shot",
+  "prune",
+  "random",
+  "saliency",
+  "uniform",
+  "unstructured",
+]

@@ -1,0 +1,193 @@
+"""Whole parameter trees in int8, and a summary that says what was quantised and why not."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from kdjax.quant.integer import dot_plan
+from kdjax.quant.qtensor import QTensor, dequantize, is_qtensor, quantize
+from kdjax.tree import leaves_with_path, map_with_path
+from kdjax.types import Params, Path, Select
+
+AxisRule = Callable[[Path, Any], int | tuple[int, ...]]
+
+
+def is_weight(path: Path, leaf: Any) -> bool:
+  """Selects float leaves of two axes or more that are not `QTensor`s yet."""
+  return _refusal(path, leaf) is None
+
+
+def is_embedding(path: Path, leaf: Any) -> bool:
+  """Whether a leaf is a table of rows: its own name contains "embedding" or "table".
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> is_embedding(("item", "embedding"), jnp.ones([9, 4]))
+    True
+    >>> is_embedding(("embedding_head", "kernel"), jnp.ones([9, 4]))
+    False
+  """
+  del leaf
+  return bool(path) and any(word in path[-1].lower() for word in ("embedding", "table"))
+
+
+def contraction_axes(path: Path, leaf: Any) -> tuple[int, ...]:
+  """The axes that share a scale: the last of a table, all but the last of a kernel.
+
+  A kernel `[in, out]` gets a scale per output channel, a convolution `[height, width, in, out]`
+  likewise, a table `[V, d]` a scale per row, whether its rows are looked up or contracted.
+  """
+  if is_embedding(path, leaf):
+    return (jnp.ndim(leaf) - 1,)
+  return tuple(range(jnp.ndim(leaf) - 1))
+
+
+def quantize_params(
+  params: Params, *, select: Select = is_weight, axis_rule: AxisRule = contraction_axes
+) -> Params:
+  r"""Post-training int8 of every selected leaf; the others stay as they are.
+
+  $w \to (v, s)$ with $s = \max |w| / 127$ over the leaf's contraction axes, see `quantize`.
+
+  Args:
+    params: any pytree of arrays. Leaves that are `QTensor`s already are kept.
+    select: which leaves; biases, norms and integers are left out by default. Select by name to
+      keep a sensitive leaf in float.
+    axis_rule: `(path, leaf) -> axes` over which a leaf shares one scale.
+
+  Returns:
+    The same tree with `QTensor` leaves. `summarize_quantized` tells what became of each leaf.
+
+  Raises:
+    ValueError: if `select` picks a leaf that is no float.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> q = quantize_params({"kernel": jnp.ones([3, 2]), "bias": jnp.ones([2])})
+    >>> q["kernel"].scale.shape, q["bias"].dtype.name
+    ((1, 2), 'float32')
+
+  Reference:
+    Jacob et al., 2018, arXiv:1712.05877, section 3 (weights per channel as in R. Krishnamoorthi,
+    Quantizing deep convolutional networks for efficient inference, 2018, arXiv:1806.08342).
+  """
+
+  def convert(path: Path, leaf: Any) -> Any:
+    if is_qtensor(leaf) or not select(path, leaf):
+      return leaf
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+      raise ValueError(f"cannot quantise {'/'.join(path)}: it is {jnp.result_type(leaf).name}")
+    return quantize(leaf, axis=axis_rule(path, leaf))
+
+  return map_with_path(convert, params, is_leaf=is_qtensor)
+
+
+def dequantize_params(params: Params) -> Params:
+  """The tree with every `QTensor` as the float32 array it stands for."""
+  return map_with_path(
+    lambda path, leaf: dequantize(leaf) if is_qtensor(leaf) else leaf, params, is_leaf=is_qtensor
+  )
+
+
+class LeafSummary(NamedTuple):
+  """What became of one leaf.
+
+  Attributes:
+    path: names from the root, joined by "/".
+    shape: of the weight.
+    quantized: whether it is int8.
+    reason: how it was quantised, or why it was not.
+    product: how a product with it is computed, and why.
+    bytes_before: as float32 (or as it is, if not quantised).
+    bytes_after: of values and scales.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  quantized: bool
+  reason: str
+  product: str
+  bytes_before: int
+  bytes_after: int
+
+
+def summarize_quantized(
+  params: Params, *, rows: int = 256, backend: str | None = None
+) -> list[LeafSummary]:
+  """One row a leaf: quantised or not, why, how it is multiplied, bytes before and after.
+
+  Args:
+    params: a tree with `QTensor` leaves.
+    rows: rows of activations for which `dot_plan` is asked.
+    backend: "cpu", "gpu" or "tpu"; None for the default backend.
+
+  Returns:
+    LeafSummary per leaf, in the tree's order. Bytes are those of the arrays in memory.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> q = quantize_params({"kernel": jnp.ones([300, 2]), "bias": jnp.ones([2])})
+    >>> for row in summarize_quantized(q, backend="cpu"):
+    ...   print(row.path, row.quantized, row.reason, row.bytes_before, row.bytes_after)
+    bias False fewer than two axes 8 8
+    kernel True int8, 2 scales 2400 608
+  """
+  found = leaves_with_path(params, is_leaf=is_qtensor)
+  return [_summarize(path, leaf, rows, backend) for path, leaf in found]
+
+
+def format_quantized(rows: list[LeafSummary]) -> str:
+  """The summary as text, one line a leaf and a total.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> print(format_quantized(summarize_quantized({"bias": jnp.ones([2])})))
+    bias   [2]  float  fewer than two axes           8 ->          8 B
+    total: 0 of 1 leaves int8, 8 -> 8 B
+  """
+  width = max([len(row.path) for row in rows] + [6])
+  shapes = [str(list(row.shape)) for row in rows]
+  shape_width = max([len(shape) for shape in shapes] + [3])
+  notes = [row.reason + (f"; {row.product}" if row.product else "") for row in rows]
+  note_width = max([len(note) for note in notes] + [0])
+  lines = [
+    f"{row.path:<{width}} {shape:<{shape_width}}  {'int8 ' if row.quantized else 'float'}  "
+    f"{note:<{note_width}}  {row.bytes_before:>10} -> {row.bytes_after:>10} B"
+    for row, shape, note in zip(rows, shapes, notes, strict=True)
+  ]
+  before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
+  count = sum(row.quantized for row in rows)
+  return "\n".join([*lines, f"total: {count} of {len(rows)} leaves int8, {before} -> {after} B"])
+
+
+def _summarize(path: Path, leaf: Any, rows: int, backend: str | None) -> LeafSummary:
+  name, shape = "/".join(path), tuple(jnp.shape(leaf))
+  if not isinstance(leaf, QTensor):
+    nbytes = math.prod(shape) * jnp.result_type(leaf).itemsize
+    reason = _refusal(path, leaf) or "not selected"
+    return LeafSummary(name, shape, False, reason, "", nbytes, nbytes)
+  reason = f"int8, {leaf.scale.size} scales"
+  return LeafSummary(
+    name, shape, True, reason, _product(leaf, rows, backend), 4 * leaf.size, leaf.nbytes
+  )
+
+
+def _product(leaf: QTensor, rows: int, backend: str | None) -> str:
+  """How `dot` or `rdot` multiplies with it; a scale along both axes serves neither."""
+  if leaf.ndim == 2 and leaf.scale.shape[0] == 1:
+    return dot_plan((rows, leaf.shape[0], leaf.shape[1]), backend=backend).reason
+  if leaf.ndim == 2 and leaf.scale.shape[1] == 1:
+    return dot_plan((rows, leaf.shape[1], leaf.shape[0]), backend=backend).reason
+  return "dequantised before the product"
+
+
+def _refusal(path: Path, leaf: Any) -> str | None:
+  """Why the default selection leaves a leaf in float; None if it does not."""
+  del path
+  if is_qtensor(leaf):
+    return "already int8"
+  if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    return f"{jnp.result_type(leaf).name} is no float"
+  return None if jnp.ndim(leaf) >= 2 else "fewer than two axes"
