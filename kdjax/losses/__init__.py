@@ -1,5 +1,6 @@
 """Distillation losses and their supervised partners, in one grammar."""
 
+from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
 from kdjax.losses.features import Helper, hint_loss, projector
 from kdjax.losses.logits import (
   bernoulli_kl_loss,
@@ -15,6 +16,8 @@ __all__ = [
   "bernoulli_kl_loss",
   "binary_cross_entropy_loss",
   "bpr_loss",
+  "catalog_cross_entropy_loss",
+  "catalog_kl_loss",
   "cross_entropy_loss",
   "hint_loss",
   "kl_loss",

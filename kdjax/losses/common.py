@@ -48,8 +48,8 @@ def visible(values, where: Array | None, *, core_ndim: int = 0) -> Array:
   return jnp.where(jnp.reshape(where, leading + (1,) * core_ndim), values, 0.0)
 
 
-def constant(values) -> Array:
-  """A teacher's values: no loss of this library sends a gradient through them."""
+def constant(values):
+  """A teacher's values (any pytree): no loss of this library sends a gradient through them."""
   return jax.lax.stop_gradient(values)
 
 

@@ -3,12 +3,14 @@
 An oracle is written from the paper in float64 NumPy and returns one value per example.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kdjax import losses
+from kdjax.types import FactoredLogits
 
 
 class Case(NamedTuple):
@@ -23,7 +25,7 @@ class Case(NamedTuple):
     teachers: positions of the args that must get exactly zero gradient.
     shared: positions of the args without an example axis (a table, a bias).
     gradient: `gradient(*args, **options)`: of the summed loss in args[0], from the paper; or None.
-    equal: positions (student, teacher) that make the loss 0 when they agree, or None.
+    equal: pairs of positions (student, teacher) that make the loss 0 when all agree.
     edges: positions of the args that must bear -inf and +-1e4.
     name: distinguishes two cases of one loss.
   """
@@ -36,7 +38,7 @@ class Case(NamedTuple):
   teachers: tuple[int, ...] = ()
   shared: tuple[int, ...] = ()
   gradient: Callable[..., np.ndarray] | None = None
-  equal: tuple[int, int] | None = None
+  equal: tuple[tuple[int, int], ...] = ()
   edges: tuple[int, ...] = ()
   name: str = ""
 
@@ -155,9 +157,54 @@ def sampled_softmax_gradient(*args, **options):
   return np.exp(-sampled_softmax_oracle(*args, **options)) - 1
 
 
+def factored(loss, *, teacher):
+  """The loss as a function of plain arrays: query, table, bias (, those of the teacher), rest."""
+
+  @functools.wraps(loss)
+  def flat(*args, **options):
+    student, rest = FactoredLogits(*args[:3]), args[3:]
+    if teacher:
+      student, rest = (student, FactoredLogits(*rest[:3])), rest[3:]
+      return loss(*student, *rest, **options)
+    return loss(student, *rest, **options)
+
+  return flat
+
+
+def catalog(num_items, width):
+  """A `make` of query, table, bias."""
+
+  def make(rng):
+    shapes = (EXAMPLES, width), (num_items, width), (num_items,)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+  return make
+
+
+def scores_of(query, table, bias):
+  return np.float64(query) @ np.float64(table).T + bias
+
+
+def catalog_ce_oracle(query, table, bias, labels, block=None):
+  return cross_entropy_oracle(scores_of(query, table, bias), labels)
+
+
+def catalog_ce_gradient(query, table, bias, labels, block=None):
+  return cross_entropy_gradient(scores_of(query, table, bias), labels) @ np.float64(table)
+
+
+def catalog_kl_oracle(*args, temperature=1.0, block=None):
+  return kl_oracle(scores_of(*args[:3]), scores_of(*args[3:]), temperature)
+
+
+def catalog_kl_gradient(*args, temperature=1.0, block=None):
+  gradient = kl_gradient(scores_of(*args[:3]), scores_of(*args[3:]), temperature)
+  return gradient @ np.float64(args[1])
+
+
 SUPPORT = np.array([True, False, True, True, False, True, True])
 RAGGED = np.arange(EXAMPLES * 7).reshape(EXAMPLES, 7) % 5 != 0
-DISTILL = {"teachers": (1,), "equal": (0, 1), "edges": (0, 1)}
+DISTILL = {"teachers": (1,), "equal": ((0, 1),), "edges": (0, 1)}
 
 CASES = [
   Case(losses.kl_loss, normal((7,), (7,)), kl_oracle, gradient=kl_gradient, **DISTILL),
@@ -225,7 +272,7 @@ CASES = [
     normal((3, 8), (3, 8)),
     mse_oracle,
     teachers=(1,),
-    equal=(0, 1),
+    equal=((0, 1),),
     gradient=mse_gradient,
   ),
   Case(
@@ -264,5 +311,48 @@ CASES = [
     gradient=sampled_softmax_gradient,
     edges=(0, 1),
     name="corrected",
+  ),
+  Case(
+    factored(losses.catalog_cross_entropy_loss, teacher=False),
+    lambda rng: (*catalog(23, 6)(rng), rng.integers(0, 23, EXAMPLES)),
+    catalog_ce_oracle,
+    students=(0, 1, 2),
+    shared=(1, 2),
+    gradient=catalog_ce_gradient,
+    edges=(2,),
+  ),
+  Case(
+    factored(losses.catalog_cross_entropy_loss, teacher=False),
+    lambda rng: (*catalog(23, 6)(rng), rng.integers(0, 23, EXAMPLES)),
+    catalog_ce_oracle,
+    {"block": 10},
+    students=(0, 1, 2),
+    shared=(1, 2),
+    gradient=catalog_ce_gradient,
+    edges=(2,),
+    name="blocks",
+  ),
+  Case(
+    factored(losses.catalog_kl_loss, teacher=True),
+    lambda rng: (*catalog(23, 6)(rng), *catalog(23, 6)(rng)),
+    catalog_kl_oracle,
+    students=(0, 1, 2),
+    teachers=(3, 4, 5),
+    shared=(1, 2, 4, 5),
+    gradient=catalog_kl_gradient,
+    equal=((0, 3), (1, 4), (2, 5)),
+    edges=(2, 5),
+  ),
+  Case(
+    factored(losses.catalog_kl_loss, teacher=True),
+    lambda rng: (*catalog(23, 6)(rng), *catalog(23, 15)(rng)),
+    catalog_kl_oracle,
+    {"block": 10, "temperature": 2.0},
+    students=(0, 1, 2),
+    teachers=(3, 4, 5),
+    shared=(1, 2, 4, 5),
+    gradient=catalog_kl_gradient,
+    edges=(2, 5),
+    name="blocks-unequal-widths",
   ),
 ]
