@@ -74,7 +74,7 @@ def rank_targets(
     >>> ranks.greater.tolist(), ranks.tied.tolist()  # 0 is seen, 1 scores higher, 3 the same
     ([1], [2])
   """
-  state = _factors(queries, table, bias)
+  state = _factors(queries, table, bias, seen_offsets)
   return rank_targets_with(
     _score_factored,
     state,
@@ -206,7 +206,7 @@ def top_k(
   """
   return top_k_with(
     _score_factored,
-    _factors(queries, table, bias),
+    _factors(queries, table, bias, seen_offsets),
     seen_items,
     seen_offsets,
     num_items=table.shape[0],
@@ -280,11 +280,16 @@ def default_block(num_items: int) -> int:
   return int(np.clip(2 ** round(np.log2(2**20 / num_items)), 8, 256))
 
 
-def _factors(queries: Any, table: Any, bias: Any) -> FactoredLogits:
+def _factors(queries: Any, table: Any, bias: Any, offsets: np.ndarray) -> FactoredLogits:
   queries = jnp.asarray(queries)
   table = table if hasattr(table, "rdot") else jnp.asarray(table)
   if queries.ndim != 2 or queries.shape[1] != table.shape[1]:
     raise ValueError(f"queries {queries.shape} do not fit a table of {tuple(table.shape)}")
+  if len(offsets) != len(queries) + 1:
+    raise ValueError(
+      f"the lists are of {len(offsets) - 1} users but there are {len(queries)} queries"
+    )
+  # The bias has an axis for the users: ranks are never promoted silently.
   return FactoredLogits(queries, table, None if bias is None else jnp.asarray(bias)[None, :])
 
 
