@@ -16,18 +16,18 @@ class DataConfig:
     "embedded generator.",
   )
   format: Literal[
-    "auto", "csv", "parquet", "movielens", "pairs", "sequences", "amazon", "recbole"
+    "auto", "csv", "movielens", "sasrec", "sequences", "json_lines", "recbole", "parquet"
   ] = option("auto", "The file's format; 'auto' tells it from names and contents.")
-  separator: str | None = option(None, "Field separator of a CSV; found by itself when not given.")
-  user_column: str | None = option(
-    None, "Name of the user column, where the format leaves it open."
+  separator: str = option("", "Field separator of a CSV; found by itself when not given.")
+  user_column: str = option(
+    "", "Name of the user column; well-known names are found by themselves, here and below."
   )
-  item_column: str | None = option(None, "Name of the item column.")
-  timestamp_column: str | None = option(None, "Name of the time column (seconds).")
-  rating_column: str | None = option(None, "Name of the rating column.")
-  label_column: str | None = option(None, "Name of the click label column (0 or 1).")
-  items_path: str | None = option(
-    None, "A file of item attributes, where it is not beside the log."
+  item_column: str = option("", "Name of the item column.")
+  timestamp_column: str = option("", "Name of the time column (seconds).")
+  rating_column: str = option("", "Name of the rating column.")
+  label_column: str = option("", "Name of the click label column (0 or 1).")
+  items_path: str = option(
+    "", "A file of item attributes, where it is not beside the log."
   )
   min_rating: float | None = option(None, "Drop events rated below this.")
   label_threshold: float | None = option(

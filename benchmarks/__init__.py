@@ -1,0 +1,1 @@
+"""Speed, memory and reproductions; every script writes its figures to `benchmarks/results`."""

@@ -1,0 +1,66 @@
+"""What every binary does around its `run`: flags in, errors out."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+
+import kdjax.flags
+from kdjax.data.errors import DataError
+from kdjax.store import StoreError
+from kdjax.train.checkpoint import CheckpointError
+from kdjax.train.loop import NonFiniteError
+
+# What a user can mend; anything else is a defect of ours and keeps its traceback.
+_USER_ERRORS = (
+  DataError,
+  StoreError,
+  CheckpointError,
+  NonFiniteError,
+  ValueError,
+  ImportError,
+  OSError,
+)
+
+
+def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: str | None) -> None:
+  """Parses the flags of `config_type` and calls `run(config, workdir)`.
+
+  Args:
+    config_type: the frozen dataclass of options; its docstring opens `--help`.
+    run: the experiment.
+    workdir: default of `--workdir`; None makes the flag required.
+  """
+  kdjax.flags.define(config_type)
+  flags.DEFINE_string("workdir", workdir, "Folder of this run; a run stopped there goes on.")
+  flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
+  if workdir is None:
+    flags.mark_flag_as_required("workdir")
+  sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or config_type.__doc__
+
+  def start(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    logging.set_verbosity(logging.WARNING)
+    try:
+      run(kdjax.flags.parsed(config_type), flags.FLAGS.workdir)
+    except _USER_ERRORS as error:
+      if flags.FLAGS.traceback:
+        raise
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(1)
+
+  app.run(start)
+
+
+def print_result(result: dict[str, Any]) -> None:
+  """The few lines a person wants after a single-model job."""
+  quality, size = result["quality"], result["size"]
+  shown = {name: values for name, values in quality.items() if name.endswith("@10")} or quality
+  for name, values in shown.items():
+    interval = f"  [{values['low']:.4f}, {values['high']:.4f}]" if "low" in values else ""
+    print(f"test {name:14s} {values['value']:.4f}{interval}")
+  print(
+    f"parameters {size['parameters']:,} ({size['nonzero']:,} not 0), {size['bytes'] / 1e6:.3f} MB"
+  )

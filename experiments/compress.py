@@ -1,0 +1,86 @@
+"""The main job: from an interaction log to a small int8 model that ranks as well as a large one.
+
+Trains a teacher; the same student alone and from the teacher; prunes the distilled student with
+recovery by distillation; quantizes it to int8; judges and times all of them side by side, and
+writes the table and the plots.
+
+python -m experiments.compress --workdir=runs/demo
+python -m experiments.compress --workdir=runs/mine --dataset=path/to/log
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from experiments import distill, evaluate, prune, quantize, runs, train
+from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
+from kdjax.flags import group, option
+from kdjax.report import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of experiments.compress; those of the teacher begin with `teacher_` and so on."""
+
+  teacher_dir: str = option("", "Workdir of a trained teacher; trained here when not given.")
+  seeds: tuple[int, ...] = option((0,), "Seeds of the students; each trains a student of its own.")
+  requests: int = option(200, "Timed single requests of each model.", lower=1)
+  batches: int = option(20, "Timed batches of 256 requests of each model.", lower=1)
+  data: DataConfig = group(DataConfig)
+  teacher: ModelConfig = group(ModelConfig, prefix="teacher_", dim=128, layers=2, heads=2)
+  teacher_fit: FitConfig = group(FitConfig, prefix="teacher_")
+  student: ModelConfig = group(ModelConfig, prefix="student_", dim=32, layers=1)
+  student_fit: FitConfig = group(FitConfig, prefix="student_")
+  distill: DistillConfig = group(DistillConfig)
+  prune: PruneConfig = group(PruneConfig)
+  recovery_fit: FitConfig = group(FitConfig, prefix="recovery_", epochs=20)
+
+
+STAGES = ("alone", "distilled", "pruned", "int8")
+
+
+def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Runs every stage that the workdir does not hold yet, then the comparison.
+
+  Returns:
+    The `result.json`: a row for the teacher and, for every stage, one over all seeds.
+  """
+  folder = runs.open_workdir(workdir, config)
+  if (done := runs.finished(folder)) is None:
+    done = _run_stages(config, folder)
+  print(table.to_markdown(done["table"]))
+  print(f"table, plots and models: {folder}")
+  return done
+
+
+def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
+  teacher_dir = pathlib.Path(config.teacher_dir) if config.teacher_dir else folder / "teacher"
+  if not config.teacher_dir:
+    train.run(train.Config(config.data, config.teacher, config.teacher_fit), teacher_dir)
+  teacher = str(teacher_dir)
+  stages: dict[str, list[pathlib.Path]] = {stage: [] for stage in STAGES}
+  for seed in config.seeds:
+    paths = {stage: folder / f"{stage}-seed{seed}" for stage in STAGES}
+    fit = dataclasses.replace(config.student_fit, seed=seed)
+    recovery = dataclasses.replace(config.recovery_fit, seed=seed)
+    train.run(train.Config(config.data, config.student, fit), paths["alone"])
+    distill.run(
+      distill.Config(teacher, config.data, config.student, config.distill, fit), paths["distilled"]
+    )
+    prune.run(
+      prune.Config(str(paths["distilled"]), teacher, config.distill, config.prune, recovery),
+      paths["pruned"],
+    )
+    quantize.run(quantize.Config(str(paths["pruned"]), seed), paths["int8"])
+    for stage, path in paths.items():
+      stages[stage].append(path)
+  folders = [teacher_dir, *(path for paths in stages.values() for path in paths)]
+  judged = evaluate.run(
+    evaluate.Config(
+      models=tuple(map(str, folders)), requests=config.requests, batches=config.batches
+    ),
+    folder / "evaluation",
+  )
+  result = report(judged["rows"], folders, folder)
+  runs.write_result(folder, result)
+  return result

@@ -1,0 +1,112 @@
+"""Trains a student from a teacher: L = label_weight CE + distill_weight T^2 KL (+ hints).
+
+python -m experiments.distill --workdir=runs/student --teacher=runs/teacher --dim=32
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from experiments import cli, runs
+from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
+from experiments.tasks import Task
+from kdjax import losses
+from kdjax.flags import group, option
+from kdjax.reduce import totals
+from kdjax.train.objective import Term
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of experiments.distill."""
+
+  teacher: str = option("", "Workdir of the trained teacher.")
+  data: DataConfig = group(DataConfig)
+  model: ModelConfig = group(ModelConfig, dim=32)
+  distill: DistillConfig = group(DistillConfig)
+  fit: FitConfig = group(FitConfig)
+
+
+def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Distils, judges on the test part, and leaves the student and `result.json` in the workdir."""
+  folder = runs.open_workdir(workdir, config)
+  if (done := runs.finished(folder)) is not None:
+    return done
+  teacher = runs.load_model(config.teacher, flag="--teacher")
+  runs.describe_data(config.data, folder)
+  task = runs.make_task(config.data, config.model.model)
+  runs.check_teacher(teacher, task, config.data)
+  sizes = runs.model_sizes(config.model, task)
+  fitted = runs.fit_model(
+    task,
+    config.model.model,
+    sizes,
+    config.fit,
+    folder,
+    terms=distill_terms(task, config.distill, config.fit),
+    teacher=teacher,
+    name=folder.name,
+  )
+  runs.save_model(folder, config.model.model, sizes, fitted.params, config.data)
+  saved = runs.load_model(folder, flag="--workdir")
+  result = runs.finish(
+    "distill",
+    folder,
+    config,
+    saved,
+    seed=config.fit.seed,
+    training=runs.summarise_training(fitted),
+  )
+  cli.print_result(result)
+  return result
+
+
+def distill_terms(task: Task, distill: DistillConfig, fit: FitConfig) -> list[Term]:
+  """The terms that the flags ask for; a weight of 0 leaves its term out.
+
+  Raises:
+    ValueError: if no weight is positive.
+  """
+  terms = []
+  if distill.label_weight:
+    terms.append(task.label_term(fit, distill.label_weight))
+  if distill.distill_weight:
+    terms.append(task.distill_term(distill))
+  if distill.hint_weight:
+    terms.append(hint_term(distill))
+  if not terms:
+    raise ValueError("--label_weight, --distill_weight and --hint_weight are all 0")
+  return terms
+
+
+def hint_term(distill: DistillConfig) -> Term:
+  """MSE between a student's projected feature and a teacher's, on the positions that exist."""
+  student_name, _, teacher_name = distill.hint_features.partition(":")
+
+  def pick(outputs, name, whose):
+    if name not in outputs.features:
+      known = ", ".join(sorted(outputs.features))
+      raise ValueError(
+        f"--hint_features={distill.hint_features}: the {whose} has no feature {name!r}; it has "
+        f"{known}"
+      )
+    return outputs.features[name]
+
+  def init(key, student, teacher):
+    widths = (
+      pick(student, student_name, "student").shape[-1],
+      pick(teacher, teacher_name, "teacher").shape[-1],
+    )
+    return losses.projector(*widths).init(key)
+
+  def loss(params, student, teacher, batch):
+    own, other = student.features[student_name], teacher.features[teacher_name]
+    projected = losses.projector(own.shape[-1], other.shape[-1]).apply(params, own)
+    where = batch["segments"] > 0 if own.ndim == 3 else None
+    return losses.hint_loss(projected, other, where=where, reduce_fn=totals)
+
+  return Term("hint", loss, distill.hint_weight, init=init)
+
+
+if __name__ == "__main__":
+  cli.main(Config, run, None)

@@ -1,0 +1,150 @@
+"""Judges and times trained models side by side, and compares each with its teacher.
+
+python -m experiments.evaluate --workdir=runs/eval --models=runs/teacher,runs/student,runs/int8
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import ranking, runs
+from experiments.tasks import Judgement
+from kdjax import cost, metrics
+from kdjax.flags import option
+from kdjax.report import table
+
+AGREEMENT_CASES = 1024  # Users (or clicks) on which KL and Kendall's tau are measured.
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of experiments.evaluate."""
+
+  models: tuple[str, ...] = option((), "Workdirs of trained models; the first is the teacher.")
+  names: tuple[str, ...] = option((), "What the table calls them; their folders' names by default.")
+  requests: int = option(200, "Timed single requests of each model.", lower=1)
+  batches: int = option(20, "Timed batches of 256 requests of each model.", lower=1)
+  sampled_negatives: int = option(
+    0,
+    "Also rank against this many sampled negatives. Such figures are far higher than those over "
+    "the whole catalogue and not comparable with them; their names begin with 'sampled'.",
+    lower=0,
+  )
+  seed: int = option(0, "Seed of sampled negatives and of the paired test.")
+
+
+def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Measures every model and writes `result.json` with one row a model, printed as a table."""
+  folder = runs.open_workdir(workdir, config)
+  if not config.models:
+    raise ValueError("--models is empty; give the workdirs of trained models")
+  names = config.names or tuple(pathlib.Path(model).name for model in config.models)
+  if len(set(names)) != len(config.models):
+    raise ValueError(f"--names needs one unique name a model, got {names}")
+  loaded = {
+    n: runs.load_model(m, flag="--models") for n, m in zip(names, config.models, strict=True)
+  }
+  data = {name: saved.data for name, saved in loaded.items()}
+  if len(set(data.values())) > 1:
+    raise ValueError("--models were trained on different data or splits; judge them apart")
+
+  costs = measure(loaded, config)
+  rows, teacher = [], None
+  for name, saved in loaded.items():
+    task = runs.make_task(saved.data, saved.family)
+    apply = runs.make_model(saved.family, saved.sizes).apply
+    judgement = task.judge(apply, saved.params, "test")
+    result = runs.finished(saved.folder)
+    if result is None:
+      raise runs.WorkdirError(f"{saved.folder} is not finished: run its job again")
+    row = {"name": name, **{k: result[k] for k in ("job", "seed", "metric", "quality", "size")}}
+    row["cost"] = costs[name]._asdict()
+    if teacher is None:
+      teacher = judgement
+    else:
+      row["agreement"] = agreement(judgement, teacher)
+      row["against_teacher"] = compare(judgement, teacher, result["metric"], config.seed)
+    if config.sampled_negatives:
+      row["sampled"] = sampled(saved, judgement, config)
+    rows.append(row)
+  result = {"job": "evaluate", "metric": rows[0]["metric"], "rows": rows}
+  runs.write_result(folder, result)
+  print(table.markdown(table.summarise(rows)))
+  return result
+
+
+def measure(loaded: dict[str, runs.SavedModel], config: Config) -> dict[str, cost.Cost]:
+  """The cost of each model, timed in turns so that a noisy machine is fair to all."""
+  candidates = {}
+  for name, saved in loaded.items():
+    task = runs.make_task(saved.data, saved.family)
+    serve = task.serve(runs.make_model(saved.family, saved.sizes).apply)
+    candidates[name] = cost.Candidate(
+      serve, jax.tree.map(jnp.asarray, saved.params), task.request, saved.folder / runs.MODEL_FILE
+    )
+  return cost.measure_many(candidates, num_requests=config.requests, num_batches=config.batches)
+
+
+def agreement(student: Judgement, teacher: Judgement) -> dict[str, float]:
+  """How much alike student and teacher are on the test part.
+
+  Returns:
+    For rankers `overlap@10` over all users, and over evenly spaced ones the KL of the catalogue's
+    softmax and Kendall's tau on the teacher's ten best; for clicks the Bernoulli KL and tau.
+  """
+  count = len(next(iter(teacher.per_case.values())))
+  cases = np.unique(np.linspace(0, count - 1, min(count, AGREEMENT_CASES)).astype(np.int64))
+  if teacher.top_k is None or student.top_k is None:
+    ours, theirs = student.scores(cases), teacher.scores(cases)
+    kl = metrics.kl_metric(_two_classes(ours), _two_classes(theirs))
+    return {"kl": float(kl), "kendall": float(metrics.kendall_metric(ours, theirs))}
+  kls, taus = [], []
+  for block in np.array_split(cases, max(1, len(cases) // 64)):
+    ours, theirs = student.scores(block), teacher.scores(block)
+    best = jnp.maximum(jnp.asarray(teacher.top_k[block]), 0)
+    kls.append(np.asarray(metrics.kl_metric(ours, theirs, reduce_fn=None)))
+    pair = (jnp.take_along_axis(scores, best, axis=1) for scores in (ours, theirs))
+    taus.append(np.asarray(metrics.kendall_metric(*pair, reduce_fn=None)))
+  overlap = metrics.overlap_metric(jnp.asarray(student.top_k), jnp.asarray(teacher.top_k))
+  return {
+    f"overlap@{ranking.LIST}": float(overlap),
+    "kl": float(np.mean(np.concatenate(kls))),
+    f"kendall@{ranking.LIST}": float(np.mean(np.concatenate(taus))),
+  }
+
+
+def _two_classes(logits: Any) -> Any:
+  return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+
+
+def compare(a: Judgement, b: Judgement, metric: str, seed: int) -> dict[str, float]:
+  """A paired test on the cases: difference a - b, its 95 % interval and the p-value."""
+  name = metric if metric in a.per_case else next(iter(a.per_case))
+  found = metrics.paired_test(a.per_case[name], b.per_case[name], seed=seed)
+  return {"metric": name, **{key: value for key, value in found._asdict().items()}}  # type: ignore[dict-item]
+
+
+def sampled(saved: runs.SavedModel, judgement: Judgement, config: Config) -> dict[str, float]:
+  """Metrics against sampled negatives, by names that say so.
+
+  Raises:
+    ValueError: for models without one query a user.
+  """
+  if judgement.queries is None:
+    raise ValueError(f"--sampled_negatives does not fit a {saved.family} model")
+  return ranking.sampled(
+    runs.load_data(saved.data),
+    judgement.queries,
+    num_negatives=config.sampled_negatives,
+    seed=config.seed,
+  )
+
+
+if __name__ == "__main__":
+  from experiments import cli
+
+  cli.main(Config, run, "runs/evaluate")

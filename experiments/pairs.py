@@ -1,0 +1,125 @@
+"""The pair task: which item goes with a user, learned from pairs (mf and ncf)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import ranking
+from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.sequences import popularity, sampler
+from experiments.tasks import Judgement, Task, label_loss_of
+from kdjax import losses
+from kdjax.data.interactions import Dataset
+from kdjax.reduce import totals
+from kdjax.train.objective import Term
+from kdjax.types import FactoredLogits
+
+LABEL_LOSSES = ("bpr", "sampled_softmax", "bce")
+
+
+def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
+  """The task of a pair family over a prepared log."""
+  del config
+  train = dataset.split.train
+  users = np.repeat(np.arange(train.num_users, dtype=np.int32), train.lengths)
+  log_q = popularity(train.items, dataset.num_items)
+  factored = family == "mf"
+
+  def augment(fit: FitConfig):
+    sample = sampler(log_q)
+
+    def draw(batch, key):
+      negatives = sample(key, (batch["items"].shape[0], fit.num_negatives))
+      return {**batch, "candidates": jnp.concatenate([batch["items"][:, None], negatives], axis=1)}
+
+    return draw
+
+  def label_term(fit: FitConfig, weight: float) -> Term:
+    name = label_loss_of(fit, "bpr" if factored else "bce", LABEL_LOSSES, family)
+    return Term(name, label_loss(name, log_q), weight)
+
+  def judge(apply, params, part) -> Judgement:
+    if factored:
+      logits = apply(params, {"user": np.arange(dataset.num_users, dtype=np.int32)}).logits
+      return ranking.judge_factored(dataset, part, logits)
+    return ranking.judge_scorer(dataset, part, _scorer(apply), params)
+
+  def serve(apply):
+    def recommend(params, user):
+      logits = apply(params, {"user": user}).logits
+      scores = logits.dense() if isinstance(logits, FactoredLogits) else logits
+      return jax.lax.top_k(scores, ranking.LIST)
+
+    return recommend
+
+  return Task(
+    name="pair",
+    arrays={"user": users, "items": train.items},
+    num_examples=len(users),
+    sizes={"num_users": dataset.num_users, "num_items": dataset.num_items},
+    augment=augment,
+    label_term=label_term,
+    distill_term=distill_term,
+    metric="ndcg@10",
+    judge=judge,
+    serve=serve,
+    request=lambda count: np.arange(count, dtype=np.int32) % dataset.num_users,
+  )
+
+
+@functools.cache
+def _scorer(apply):
+  """One function a model, so that the evaluator compiles it once."""
+
+  def scorer(params, rows, ids):
+    candidates = jnp.broadcast_to(ids[None, :], (rows.shape[0], ids.shape[0]))
+    return apply(params, {"user": rows, "candidates": candidates}).logits
+
+  return scorer
+
+
+def candidate_scores(outputs, batch):
+  """float32 `[B, 1 + N]`: the positive first, then the negatives."""
+  logits = outputs.logits
+  return logits.at(batch["candidates"]) if isinstance(logits, FactoredLogits) else logits
+
+
+def label_loss(name: str, log_q: np.ndarray):
+  """The loss of the positive against its sampled negatives."""
+
+  def loss(student, teacher, batch):
+    del teacher
+    scores, ids = candidate_scores(student, batch), batch["candidates"]
+    differs = ids[:, 1:] != ids[:, :1]
+    if name == "bpr":
+      return losses.bpr_loss(scores[:, 0], scores[:, 1:], support=differs, reduce_fn=totals)
+    if name == "sampled_softmax":
+      own = jnp.asarray(log_q)[ids]
+      return losses.sampled_softmax_loss(
+        scores[:, 0],
+        scores[:, 1:],
+        positive_log_q=own[:, 0],
+        negative_log_q=own[:, 1:],
+        support=differs,
+        reduce_fn=totals,
+      )
+    targets = jnp.zeros_like(scores).at[:, 0].set(1.0)
+    exists = jnp.concatenate([jnp.ones_like(differs[:, :1]), differs], axis=1)
+    return losses.binary_cross_entropy_loss(scores, targets, where=exists, reduce_fn=totals)
+
+  return loss
+
+
+def distill_term(distill: DistillConfig) -> Term:
+  """The distance of student and teacher on the candidates."""
+
+  def loss(student, teacher, batch):
+    args = (candidate_scores(student, batch), candidate_scores(teacher, batch))
+    if distill.distill_loss == "mse":
+      return losses.logit_mse_loss(*args, reduce_fn=totals)
+    fn = losses.kl_loss if distill.distill_loss == "kl" else losses.bernoulli_kl_loss
+    return fn(*args, temperature=distill.temperature, reduce_fn=totals)
+
+  return Term(f"distill_{distill.distill_loss}", loss, distill.distill_weight)

@@ -1,0 +1,193 @@
+"""The sequence task: the next item after a history (and, for bert4rec, a masked item within it)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import ranking
+from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.tasks import Judgement, Task, label_loss_of
+from kdjax import losses, serve
+from kdjax.data import batches
+from kdjax.data.interactions import Dataset
+from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
+from kdjax.reduce import totals
+from kdjax.train.objective import Term
+from kdjax.types import MASK, PAD
+
+LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "bce")
+MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
+
+
+def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
+  """The task of a sequence family over a prepared log."""
+  masked = family == "bert4rec"
+  # A masked model predicts at an added MASK: its windows are one longer than its histories.
+  length = config.max_length + int(masked)
+  train = dataset.split.train
+  arrays, ends = batches.pack_rows(
+    train.items,
+    train.offsets,
+    length=length,
+    labels=not masked,
+    all_windows=config.all_windows,
+    seed=config.data_seed,
+  )
+  if not len(ends):
+    raise ValueError("no history has two training events; nothing to learn the next item from")
+
+  log_q = popularity(train.items, dataset.num_items)
+
+  def augment(fit: FitConfig):
+    negatives = fit.num_negatives if fit.label_loss not in ("auto", "cross_entropy") else 0
+    if not masked and not negatives:
+      return None
+
+    sample = sampler(log_q)
+
+    def draw(batch, key):
+      mask_key, negative_key = jax.random.split(key)
+      if masked:
+        batch = cloze(batch, mask_key)
+      if negatives:
+        # A row's positions share its negatives, so that every array still splits by rows.
+        shape = (batch["items"].shape[0], negatives)
+        batch = {**batch, "negatives": sample(negative_key, shape)}
+      return batch
+
+    return draw
+
+  def label_term(fit: FitConfig, weight: float) -> Term:
+    name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
+    return Term(name, label_loss(name, log_q), weight)
+
+  def judge(apply, params, part) -> Judgement:
+    seen = ranking.histories(dataset, part)
+    logits = serve.encode_histories(
+      apply, params, seen.items, seen.offsets, length=length, ends_with_mask=masked
+    )
+    return ranking.judge_factored(dataset, part, logits)
+
+  def request(count: int) -> np.ndarray:
+    full = np.random.default_rng(0).integers(0, dataset.num_items, (count, length))
+    if masked:
+      full[:, -1] = MASK
+    return full.astype(np.int32)
+
+  return Task(
+    name="masked" if masked else "sequence",
+    arrays=arrays,
+    num_examples=len(ends),
+    sizes={"num_items": dataset.num_items, "max_length": length},
+    augment=augment,
+    label_term=label_term,
+    distill_term=distill_term,
+    metric="ndcg@10",
+    judge=judge,
+    serve=lambda apply: serve.make_recommender(apply, k=ranking.LIST),
+    request=request,
+  )
+
+
+def cloze(batch, key):
+  """Masks a share of the real positions, which become the labels, and always some position."""
+  real = batch["items"] >= 0
+  hidden = (jax.random.uniform(key, real.shape) < MASK_RATE) & real
+  return {
+    **batch,
+    "items": jnp.where(hidden, MASK, batch["items"]),
+    "labels": jnp.where(hidden, batch["items"], PAD),
+  }
+
+
+def popularity(items: np.ndarray, num_items: int) -> np.ndarray:
+  """log of the sampler's distribution, float32 `[V]`: counts to the power 0.75, none of them 0.
+
+  Reference:
+    T. Mikolov et al., Distributed Representations of Words and Phrases, 2013 (the power).
+  """
+  weights = (np.bincount(items, minlength=num_items) + 1.0) ** 0.75
+  return np.log(weights / weights.sum()).astype(np.float32)
+
+
+def sampler(log_q: np.ndarray):
+  """`(key, shape) -> int32 ids` drawn with replacement from `exp(log_q)`, by inversion."""
+  cumulative = np.cumsum(np.exp(log_q.astype(np.float64))).astype(np.float32)
+
+  def sample(key, shape):
+    place = jnp.searchsorted(jnp.asarray(cumulative), jax.random.uniform(key, shape))
+    return jnp.minimum(place, len(cumulative) - 1).astype(jnp.int32)
+
+  return sample
+
+
+def label_loss(name: str, log_q: np.ndarray):
+  """The loss of the queries on their labels, against all items or sampled ones."""
+
+  def full(student, teacher, batch):
+    del teacher
+    labels = batch["labels"]
+    return catalog_cross_entropy_loss(
+      student.logits, jnp.maximum(labels, 0), where=labels >= 0, reduce_fn=totals
+    )
+
+  def sampled(student, teacher, batch):
+    del teacher
+    labels, negatives, logits = batch["labels"], batch["negatives"], student.logits
+    safe = jnp.maximum(labels, 0)
+    positive = logits.at(safe[..., None])[..., 0]
+    negative = jnp.einsum("bld,bnd->bln", logits.query, logits.table[negatives])
+    negative = negative.astype(jnp.float32)
+    if logits.bias is not None:
+      negative = negative + logits.bias[negatives][:, None]
+    differs = labels[..., None] != negatives[:, None]
+    if name == "bpr":
+      return losses.bpr_loss(
+        positive, negative, support=differs, where=labels >= 0, reduce_fn=totals
+      )
+    if name == "sampled_softmax":
+      return losses.sampled_softmax_loss(
+        positive,
+        negative,
+        positive_log_q=jnp.asarray(log_q)[safe],
+        negative_log_q=jnp.broadcast_to(jnp.asarray(log_q)[negatives][:, None], negative.shape),
+        support=differs,
+        where=labels >= 0,
+        reduce_fn=totals,
+      )
+    scores = jnp.concatenate([positive[..., None], negative], axis=-1)
+    targets = jnp.zeros_like(scores).at[..., 0].set(1.0)
+    exists = jnp.concatenate([jnp.ones_like(differs[..., :1]), differs], axis=-1)
+    return losses.binary_cross_entropy_loss(
+      scores, targets, where=exists & (labels >= 0)[..., None], reduce_fn=totals
+    )
+
+  return full if name == "cross_entropy" else sampled
+
+
+def distill_term(distill: DistillConfig) -> Term:
+  """Softened KL over the catalogue at every labelled position, or its alternatives."""
+
+  def kl(student, teacher, batch):
+    return catalog_kl_loss(
+      student.logits,
+      teacher.logits,
+      temperature=distill.temperature,
+      where=batch["labels"] >= 0,
+      reduce_fn=totals,
+    )
+
+  def dense(student, teacher, batch):
+    args = (student.logits.dense(), teacher.logits.dense())
+    where = batch["labels"] >= 0
+    if distill.distill_loss == "mse":
+      return losses.logit_mse_loss(*args, where=where, reduce_fn=totals)
+    return losses.bernoulli_kl_loss(
+      *args,
+      temperature=distill.temperature,
+      where=jnp.broadcast_to(where[..., None], args[0].shape),
+      reduce_fn=totals,
+    )
+
+  loss = kl if distill.distill_loss == "kl" else dense
+  return Term(f"distill_{distill.distill_loss}", loss, distill.distill_weight)

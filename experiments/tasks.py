@@ -1,0 +1,90 @@
+"""What a family of models learns from, and how it is judged: sequences, pairs or clicks.
+
+A `Task` is everything that the binaries need to know of a task, as plain functions, so that each
+binary is written once for all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.config import DistillConfig, FitConfig
+from kdjax.models.linen import Sizes
+from kdjax.train.objective import Term
+from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
+
+SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
+PAIR_FAMILIES = ("mf", "ncf")
+CLICK_FAMILIES = ("mlp",)
+
+
+class Judgement(NamedTuple):
+  """How a model does on one part of the data.
+
+  Attributes:
+    per_case: float `[N]` by metric name, one value a user (ranking) or event (clicks); what
+      intervals and paired tests are made from.
+    scalars: metrics that are no mean of cases (AUC, F1, coverage, popularity bias).
+    top_k: int32 `[N, k]`, the items recommended in each case (ranking, test part only).
+    scores: `(cases int [n]) -> float [n, V]` over the catalogue, or `[n]` for clicks: what
+      agreement with a teacher compares.
+    queries: one query a user with its table, where scores factor; None elsewhere.
+  """
+
+  per_case: dict[str, np.ndarray]
+  scalars: dict[str, float]
+  top_k: np.ndarray | None
+  scores: Callable[[np.ndarray], Array]
+  queries: FactoredLogits | None
+
+
+class Task(NamedTuple):
+  """A task, bound to a dataset and a model family.
+
+  Attributes:
+    name: `sequence`, `masked`, `pair` or `click`; a student learns from a teacher of its own task.
+    arrays: training rows, `[R, ...]` by name.
+    num_examples: histories, pairs or clicks among the rows.
+    sizes: the sizes that the data decides, such as `num_items`.
+    augment: `(fit) -> (batch, key) -> batch`, or None where nothing is drawn.
+    label_term: `(fit, weight) -> Term`.
+    distill_term: `(distill) -> Term`.
+    metric: the validation metric that decides, the greater the better.
+    judge: `(apply, params, part) -> Judgement` with part `valid` or `test`.
+    serve: `(apply) -> (params, request) -> answer`, what is timed.
+    request: `(count) -> request`, `count` requests of the longest kind.
+  """
+
+  name: str
+  arrays: Mapping[str, np.ndarray]
+  num_examples: int
+  sizes: Sizes
+  augment: Callable[[FitConfig], Callable[[Batch, Array], Batch] | None]
+  label_term: Callable[[FitConfig, float], Term]
+  distill_term: Callable[[DistillConfig], Term]
+  metric: str
+  judge: Callable[[Apply, Params, str], Judgement]
+  serve: Callable[[Apply], Callable[[Params, Any], Any]]
+  request: Callable[[int], Any]
+
+  def rows_per_step(self, batch_size: int) -> int:
+    """How many rows hold `batch_size` examples on average."""
+    rows = len(next(iter(self.arrays.values())))
+    return max(1, round(batch_size * rows / self.num_examples))
+
+  def example(self, count: int = 2) -> dict[str, np.ndarray]:
+    """A few rows, to initialise a model with."""
+    return {name: values[:count] for name, values in self.arrays.items()}
+
+
+def label_loss_of(fit: FitConfig, default: str, allowed: tuple[str, ...], family: str) -> str:
+  """The label loss that the flags ask for.
+
+  Raises:
+    ValueError: naming the flag, if this family cannot be trained with it.
+  """
+  name = default if fit.label_loss == "auto" else fit.label_loss
+  if name not in allowed:
+    raise ValueError(f"--label_loss={name} does not fit --model={family}; use {', '.join(allowed)}")
+  return name

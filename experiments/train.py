@@ -1,0 +1,56 @@
+"""Trains a model on an interaction log: a teacher, or a student alone.
+
+python -m experiments.train --workdir=runs/teacher --dataset=path/to/log --dim=128
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from experiments import cli, runs
+from experiments.config import DataConfig, FitConfig, ModelConfig
+from kdjax.flags import group
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of experiments.train."""
+
+  data: DataConfig = group(DataConfig)
+  model: ModelConfig = group(ModelConfig)
+  fit: FitConfig = group(FitConfig)
+
+
+def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Trains, judges on the test part, and leaves the model and `result.json` in the workdir."""
+  folder = runs.open_workdir(workdir, config)
+  if (done := runs.finished(folder)) is not None:
+    return done
+  runs.describe_data(config.data, folder)
+  task = runs.make_task(config.data, config.model.model)
+  sizes = runs.model_sizes(config.model, task)
+  fitted = runs.fit_model(
+    task,
+    config.model.model,
+    sizes,
+    config.fit,
+    folder,
+    terms=[task.label_term(config.fit, 1.0)],
+    name=folder.name,
+  )
+  runs.save_model(folder, config.model.model, sizes, fitted.params, config.data)
+  saved = runs.load_model(folder, flag="--workdir")
+  result = runs.finish(
+    "train",
+    folder,
+    config,
+    saved,
+    seed=config.fit.seed,
+    training=runs.summarise_training(fitted),
+  )
+  cli.print_result(result)
+  return result
+
+
+if __name__ == "__main__":
+  cli.main(Config, run, None)
