@@ -1,15 +1,16 @@
 """Readers of event files, one a format; each returns columns named by role, in file order."""
 
 import json
-import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from kdjax.data.errors import DataError
-from kdjax.data.plain import FAILURES, Table, explain, read_head, text_repairs
+from kdjax.data.faults import explain, explain_json, explain_lines
+from kdjax.data.plain import FAILURES, Table, read_head, text_repairs
 
 ROLES = ("user", "item", "timestamp", "rating", "label")
 # Names that common logs use, tried in this order, in any case.
@@ -95,7 +96,10 @@ def read_table(table: Table, roles: Mapping[str, str]) -> Read:
     events = kept
   if has_gaps(events):
     raise explain(table, roles, cause)
-  return _settle_ids(events, table, roles, repairs)
+  settled = _settle_ids(events, table.integer_ids, repairs)
+  if settled is None:
+    raise explain(table, roles, cause)
+  return settled, repairs
 
 
 def _scan(table: Table, roles: Mapping[str, str], types: Mapping[str, Any]) -> pl.LazyFrame:
@@ -115,46 +119,54 @@ def _scan(table: Table, roles: Mapping[str, str], types: Mapping[str, Any]) -> p
   return frame.select(pl.col(column).alias(role) for role, column in roles.items())
 
 
-def _settle_ids(
-  events: pl.DataFrame, table: Table, roles: Mapping[str, str], repairs: dict[str, int]
-) -> Read:
-  """Text ids to whole numbers where all of a column are."""
+def _settle_ids(events: pl.DataFrame, whole: bool, repairs: dict[str, int]) -> pl.DataFrame | None:
+  """Text ids to whole numbers where all of a column are; None if `whole` and some are not."""
   for name in ("user", "item"):
     if events[name].dtype != pl.String:
       continue
     numbers = events[name].cast(pl.Int64, strict=False)
-    if not numbers.null_count():
+    others = numbers.null_count()
+    if not others:
       events = events.with_columns(numbers)
-    elif events[name].str.contains(r"^\s*[+-]?\d+\s*$").all():
-      repairs[f"{name} ids beyond int64 kept as text"] = numbers.null_count()
-    elif table.integer_ids:
-      raise explain(table, roles, None)
-  return events, repairs
+    elif events[name].str.contains(r"^[+-]?\d+$").all():
+      repairs[f"{name} ids beyond int64, all kept as text"] = others
+    elif whole:
+      return None
+    elif others * 100 < events.height:  # So few that they may be typing errors.
+      repairs[f"{name} ids that are no numbers, all kept as text"] = others
+  return events
 
 
 def read_sequences(path: pathlib.Path, shown: str) -> Read:
   """Reads `user item item ...` lines, fields separated by blanks, tabs or commas."""
   repairs = text_repairs(path)
   token = pl.col("line").str.strip_chars_start("\ufeff").str.extract_all(r"[^\s,]+")
+  # Null instead of empty, so that explode keeps the row and it can be counted.
+  item = pl.when(pl.col("item").list.len() > 0).then("item").alias("item")
   try:
     events = (
       pl.scan_lines(path, name="line", glob=False)
       .select(token.alias("ids"))
       .filter(pl.col("ids").list.len() > 0)
       .select(pl.col("ids").list.first().alias("user"), pl.col("ids").list.slice(1).alias("item"))
+      .with_columns(item)
       .explode("item")
       .collect(engine="streaming")
     )
   except FAILURES as error:
-    raise _explain_lines(path, shown, error) from error
+    raise explain_lines(path, shown, error) from error
   empty = events["item"].null_count()
   if empty:
     repairs["users without items skipped"] = empty
     events = events.filter(pl.col("item").is_not_null())
   if not events.height:
     raise DataError(f"{shown}, line 1: no line holds a user and an item; check the format")
-  table = Table(path, shown, " ", ["user", "item"], False, False, False)
-  return _settle_ids(events, table, {}, repairs)
+  # A log that begins with numbers holds numbers.
+  whole = all(re.fullmatch(r"[+-]?\d+", value) for value in events.row(0))
+  settled = _settle_ids(events, whole, repairs)
+  if settled is None:
+    raise explain_lines(path, shown, None)
+  return settled, repairs
 
 
 def read_json_lines(path: pathlib.Path, shown: str, flags: Mapping[str, str]) -> Read:
@@ -176,9 +188,9 @@ def read_json_lines(path: pathlib.Path, shown: str, flags: Mapping[str, str]) ->
       .collect(engine="streaming")
     )
   except FAILURES as error:
-    raise _explain_json(path, shown, roles, error) from error
+    raise explain_json(path, shown, roles, error) from error
   if has_gaps(events):
-    raise _explain_json(path, shown, roles, None)
+    raise explain_json(path, shown, roles, None)
   return events, text_repairs(path)
 
 
@@ -229,42 +241,3 @@ def has_gaps(events: pl.DataFrame) -> bool:
     column.null_count() or (column.dtype.is_float() and not column.is_finite().all())
     for column in events
   )
-
-
-def _explain_lines(path: pathlib.Path, shown: str, cause: BaseException) -> DataError:
-  with path.open("rb") as source:
-    for number, line in enumerate(source, start=1):
-      try:
-        line.decode()
-      except UnicodeDecodeError:
-        return DataError(f"{shown}, line {number}: not UTF-8 text; save the file as UTF-8")
-  return DataError(f"{shown}: cannot be read ({str(cause).splitlines()[0]}); check the format")
-
-
-def _explain_json(
-  path: pathlib.Path, shown: str, roles: Mapping[str, str], cause: BaseException | None
-) -> DataError:
-  with path.open("rb") as source:
-    for number, line in enumerate(source, start=1):
-      place = f"{shown}, line {number}"
-      try:
-        record = json.loads(line) if line.strip() else None
-      except (ValueError, RecursionError) as error:
-        return DataError(f"{place}: not JSON ({error}); mend or remove the line")
-      if record is None:
-        continue
-      if not isinstance(record, dict):
-        return DataError(f"{place}: not a JSON object; mend or remove the line")
-      for role, name in roles.items():
-        value = record.get(name)
-        if value is None or (isinstance(value, str) and not value):
-          return DataError(f"{place}: no {role} (field {name!r}); fill it in or remove the line")
-        if role not in ("user", "item"):
-          try:
-            finite = math.isfinite(float(value))
-          except (TypeError, ValueError, OverflowError):
-            finite = False
-          if not finite:
-            return DataError(f"{place}: {role} {value!r} is not a number; mend the line")
-  said = str(cause).split("\n")[0] if cause else "unknown reason"
-  return DataError(f"{shown}: cannot be read ({said}); check the format")

@@ -175,6 +175,9 @@ def prepare(
   }
   offsets = np.zeros(len(user_ids) + 1, np.int64)
   np.cumsum(np.bincount(user, minlength=len(user_ids)), out=offsets[1:])
+  short = int((np.diff(offsets) < min_sequence).sum())
+  if short and split != "time":
+    repairs[f"users with fewer than {min_sequence} events kept in training whole"] = short
   if split == "time":
     if timestamp is None:
       raise DataError("split='time' needs a timestamp column; name it, or use 'leave_one_out'")

@@ -1,15 +1,12 @@
-"""Files as plain UTF-8 text on disk, and the slow second pass that finds the line at fault."""
+"""Files as plain UTF-8 text on disk, and how a text is cut into fields."""
 
 import contextlib
-import csv
 import gzip
-import itertools
-import math
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import polars as pl
 
@@ -25,7 +22,6 @@ FAILURES = (
 )
 _BLOCK = 1 << 24
 _HEAD = 1 << 16
-_NUMBERS = ("timestamp", "rating", "label")
 
 
 class Table(NamedTuple):
@@ -119,71 +115,3 @@ def text_repairs(path: pathlib.Path) -> dict[str, int]:
         count += cut and block.startswith(b"\n")
       repairs["CRLF line ends read as LF"] = count
   return repairs
-
-
-def explain(table: Table, roles: Mapping[str, str], cause: BaseException | None) -> DataError:
-  """Goes through the file line by line and says what is wrong with the first bad one.
-
-  Args:
-    table: the file.
-    roles: column name by role.
-    cause: what the fast reader said, for the case that no line is at fault.
-  """
-  places = {role: table.names.index(name) for role, name in roles.items()}
-  for number, fields in _rows(table):
-    fault = _fault(table, places, fields)
-    if fault:
-      return DataError(f"{table.shown}, line {number}: {fault}")
-  said = str(cause).strip().split("\n")[0] if cause else "unknown reason"
-  return DataError(f"{table.shown}: cannot be read ({said}); check separator and format")
-
-
-def _rows(table: Table) -> Iterator[tuple[int, list[str] | str]]:
-  """Line number (from 1) and fields of every row that is not blank; a string is a complaint."""
-  with table.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as source:
-    if table.quoted:
-      reader = csv.reader(source, delimiter=table.separator)
-      numbered: Iterator[tuple[int, list[str]]] = ((reader.line_num, row) for row in reader)
-    else:
-      numbered = (
-        (n, line.rstrip("\r\n").split(table.separator)) for n, line in enumerate(source, start=1)
-      )
-    try:
-      for number, fields in itertools.islice(numbered, int(table.header), None):
-        if any(fields):
-          yield number, fields
-    except csv.Error as error:
-      yield reader.line_num, f"{error}; check the quotes, or remove the line"
-
-
-def _fault(table: Table, places: Mapping[str, int], fields: list[str] | str) -> str | None:
-  if isinstance(fields, str):
-    return fields
-  try:
-    "".join(fields).encode()
-  except UnicodeEncodeError:
-    return "not UTF-8 text; save the file as UTF-8, or remove the line"
-  expected = len(table.names)
-  if len(fields) != expected:
-    return (
-      f"{len(fields)} field(s) where {expected} were expected ({', '.join(table.names)}), taking"
-      f" {table.separator!r} as separator; mend the line or set separator"
-    )
-  for role, place in places.items():
-    value = fields[place].strip()
-    if not value:
-      return f"empty {role} (column {table.names[place]!r}); fill it in or remove the line"
-    if role in _NUMBERS and not _is_number(float, value):
-      return f"{role} {value[:40]!r} is not a number; mend or remove the line"
-    if role not in _NUMBERS and table.integer_ids and not _is_number(int, value):
-      return f"{role} {value[:40]!r} is not a whole number; mend the line or set format='csv'"
-  return None
-
-
-def _is_number(parse: Callable[[str], Any], value: str) -> bool:
-  try:
-    return math.isfinite(parse(value))
-  except ValueError:
-    return False
-  except OverflowError:  # A whole number beyond any float is still a number.
-    return True

@@ -181,7 +181,7 @@ def _read(
     return formats.read_parquet(text, shown, flags)
   head = plain.read_head(text, shown)
   if format == "auto":
-    format = _detect(name, head, flags)
+    format = _detect(name, head, flags, shown)
   if format == "json_lines":
     return formats.read_json_lines(text, shown, flags)
   if format == "sequences":
@@ -192,7 +192,10 @@ def _read(
     table = plain.Table(text, shown, separator, names, False, False, True)
     return formats.read_table(table, {name: name for name in names})
   quoted = format == "csv" and separator != "::" and separator != "\t"
-  names = next(csv.reader(head[:1], delimiter=separator)) if quoted else head[0].split(separator)
+  try:
+    names = next(csv.reader(head[:1], delimiter=separator)) if quoted else head[0].split(separator)
+  except csv.Error as error:
+    raise DataError(f"{shown}, line 1: {error}; save the file with LF line ends") from error
   header = not any(
     re.fullmatch(r"column_\d+", flag) and flag not in names for flag in flags.values()
   )
@@ -209,7 +212,7 @@ def _read(
   )
 
 
-def _detect(name: str, head: list[str], flags: Mapping[str, str]) -> Format:
+def _detect(name: str, head: list[str], flags: Mapping[str, str], shown: str) -> Format:
   """The format of a text file by its name and first lines."""
   if name.endswith(".inter"):
     return "recbole"
@@ -219,24 +222,27 @@ def _detect(name: str, head: list[str], flags: Mapping[str, str]) -> Format:
     return "csv"
   rows = [line.split("::") if "::" in line else line.split() for line in head]
   widths = {len(row) for row in rows}
-  if name in ("u.data", "ratings.dat") or (widths == {4} and _whole(rows)):
+  if name in ("u.data", "ratings.dat") or (widths == {4} and _numbers(rows, r"\d+(\.\d+)?")):
     return "movielens"
-  if _whole(rows) or not re.search(r"[,;\t|]", head[0]):
-    return "sasrec" if widths == {2} else "sequences"
-  return "csv"
+  if _numbers(rows, r"[+-]?\d+"):
+    # The reader of sequences is the one that takes any number of blanks between fields.
+    single = all(len(re.split(r"[ \t]", line)) == 2 for line in head)
+    return "sasrec" if single else "sequences"
+  if re.search(r"[,;\t|]|::", head[0]):
+    return "csv"
+  raise DataError(
+    f"{shown}, line 1: no known format begins with {head[0][:40]!r}; set format, or the columns"
+  )
 
 
-def _whole(rows: list[list[str]]) -> bool:
-  return all(re.fullmatch(r"[+-]?\d+(\.\d+)?", field) for row in rows for field in row)
+def _numbers(rows: list[list[str]], pattern: str) -> bool:
+  return all(re.fullmatch(pattern, field) for row in rows for field in row)
 
 
 def _guess_separator(head: list[str], format: Format) -> str:
   if format == "recbole":
     return "\t"
   choices = (
-    ("::", "\t", " ", ",", ";", "|") if format != "csv" else ("::", "\t", ",", ";", "|", " ")
+    ("::", "\t", ",", ";", "|", " ") if format == "csv" else ("::", "\t", " ", ",", ";", "|")
   )
-  return max(
-    choices,
-    key=lambda choice: (choice in head[0], head[0].count(choice) > 0 and -choices.index(choice)),
-  )
+  return next((choice for choice in choices if choice in head[0]), choices[1])

@@ -4,8 +4,11 @@
 any user's record without touching the others, from several processes if need be.
 """
 
+import contextlib
 import hashlib
+import importlib
 import pathlib
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,7 +52,7 @@ def load(spec: str, flags: Mapping[str, str]) -> Log:
   wanted = list(roles.values())
   titles = [name for name in ("movie_title", "movie_genres") if name in features]
   columns: dict[str, list[Any]] = {name: [] for name in wanted + titles}
-  for source in _sources(builder, columns, shown):
+  for source in _sources(builder, shown):
     for start in range(0, len(source), _BLOCK):
       for record in source.__getitems__(range(start, min(start + _BLOCK, len(source)))):
         for name, values in columns.items():
@@ -123,7 +126,8 @@ def write(log: Log, folder: str | pathlib.Path) -> pathlib.Path:
       yield from enumerate(rows.iter_rows(named=True))
 
   builder = Interactions(data_dir=str(folder), file_format="array_record")
-  builder.download_and_prepare()
+  with contextlib.redirect_stdout(sys.stderr):  # Standard output is for results.
+    builder.download_and_prepare()
   out = pathlib.Path(builder.data_dir)
   if log.items is not None:
     log.items.write_parquet(out / "items.parquet")
@@ -145,7 +149,7 @@ def open_histories(folder: str | pathlib.Path) -> Any:
   found = _find_folder(pathlib.Path(folder))
   if not found:
     raise DataError(f"{folder}: no prepared log; write it with kdjax.data.tfds.write")
-  return next(_sources(_from_folder(found), None, str(folder)))
+  return next(_sources(_from_folder(found), str(folder)))
 
 
 def _import() -> Any:
@@ -175,11 +179,10 @@ def _from_folder(folder: pathlib.Path) -> Any:
 
 def _from_registry(spec: str) -> Any:
   tfds = _import()
-  name = spec.split("/")[0].split(":")[0]
-  if name == "movielens":
-    # Without TensorFlow the builder is not in the registry until it is imported.
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
+  # Without TensorFlow, MovieLens and its like are in no registry until they are imported.
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    importlib.import_module("tensorflow_datasets.structured.movielens")
   try:
     builder = tfds.builder(spec, file_format="array_record")
   except Exception as error:  # TFDS raises many types for an unknown name, config or version.
@@ -197,13 +200,10 @@ def _from_registry(spec: str) -> Any:
   return builder
 
 
-def _sources(builder: Any, names: Any, shown: str) -> Iterator[Any]:
-  decoders = None
-  if names is not None:
-    decoders = _import().decode.PartialDecoding({name: True for name in names})
+def _sources(builder: Any, shown: str) -> Iterator[Any]:
   for split in builder.info.splits:
     try:
-      yield builder.as_data_source(split=split, decoders=decoders)
+      yield builder.as_data_source(split=split)
     except Exception as error:  # As above; a tfrecord set without TensorFlow ends here.
       said = str(error).strip().split("\n")[0]
       raise DataError(
