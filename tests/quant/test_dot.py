@@ -34,7 +34,7 @@ def test_dot_equals_float64_formula(shape):
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_rdot_equals_float64_formula(rows):
-  query, table = normal(rows, 48), quantize(normal(900, 48, seed=1), axis=-1)
+  query, table = normal(rows, 48), quantize(normal(3000, 48, seed=1), axis=-1)
   expected = numpy_dot(query, table.values.T, table.scale.T)
   np.testing.assert_allclose(table.rdot(query), expected, rtol=2e-6, atol=1e-6)
 
@@ -131,7 +131,7 @@ def test_zero_rows_and_no_rows():
 
 @pytest.mark.parametrize("rows", [1, 6])
 def test_gradients_are_those_of_the_dequantised_product(rows):
-  x, w, g = normal(rows, 256), quantize(normal(256, 200, seed=1), axis=0), normal(rows, 200, seed=2)
+  x, w, g = normal(rows, 256), quantize(normal(256, 600, seed=1), axis=0), normal(rows, 600, seed=2)
   dx, dscale = jax.grad(
     lambda x, scale: jnp.sum(g * dot(x, QTensor(w.values, scale))), argnums=(0, 1)
   )(x, w.scale)
