@@ -298,6 +298,12 @@ def auc_metric(
     if other is not None and other.shape != scores.shape:
       raise ValueError(f"{name} has shape {other.shape} but scores has {scores.shape}")
   exists = jnp.ones(scores.shape, bool) if support is None else support
+  return reduce_loss(_areas(scores, labels, exists), where=where, reduce_fn=reduce_fn)
+
+
+@jax.jit
+def _areas(scores: Array, labels: Array, exists: Array) -> Array:
+  """The area of every list; jitted, as dozens of small programs are slow outside of a jit."""
   nan = jnp.any(jnp.isnan(scores) & exists, axis=-1)
   keys = jnp.where(exists, scores.astype(jnp.float32), 0.0)
   positive = exists & (labels > 0)
@@ -319,7 +325,7 @@ def auc_metric(
   share = safe_divide(beaten, num_negative[..., None].astype(jnp.float32))
   area = safe_divide(jnp.sum(share, axis=-1), num_positive)
   undefined = (num_positive == 0) ^ (num_negative == 0)
-  return reduce_loss(jnp.where(nan | undefined, jnp.nan, area), where=where, reduce_fn=reduce_fn)
+  return jnp.where(nan | undefined, jnp.nan, area)
 
 
 def _supported(logits: Array, labels: Array, support: Array | None) -> Array:

@@ -11,6 +11,7 @@ candidate scores 0, and `k=None` ranks the whole list.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -326,10 +327,17 @@ def _rank(
   if k is not None and k < 1:
     raise ValueError(f"k must be positive, got {k}")
   exists = jnp.ones(scores.shape, bool) if support is None else support
+  ranked = _sort(scores, gain_fn(labels.astype(jnp.float32)), labels > 0, exists)
+  return ranked, scores.shape[-1] if k is None else min(k, scores.shape[-1])
+
+
+@jax.jit
+def _sort(scores: Array, gains: Array, relevant: Array, exists: Array) -> _Ranked:
+  """Sorts and finds ties; jitted, as dozens of small programs are slow outside of a jit."""
   scores = jnp.where(exists, scores.astype(jnp.float32), 0.0)
-  gains = jnp.where(exists, gain_fn(labels.astype(jnp.float32)), 0.0)
-  relevant = jnp.where(exists & (labels > 0), 1.0, 0.0)
-  absent, scores, gains, relevant = lax.sort(
+  gains = jnp.where(exists, gains, 0.0)
+  relevant = jnp.where(exists & relevant, 1.0, 0.0)
+  absent, scores, gains, hits = lax.sort(
     (~exists, -scores, gains, relevant), dimension=-1, num_keys=2
   )
 
@@ -347,15 +355,14 @@ def _rank(
     return jnp.take_along_axis(sums, at, axis=-1)
 
   tied = (end - start).astype(jnp.float32)
-  above = sum_before(relevant, start)
-  ranked = _Ranked(
+  above = sum_before(hits, start)
+  return _Ranked(
     tied=tied,
     within=(ranks - start).astype(jnp.float32),
-    hits=sum_before(relevant, end) - above,
+    hits=sum_before(hits, end) - above,
     above=above,
     gain=(sum_before(gains, end) - sum_before(gains, start)) / tied,
   )
-  return ranked, size if k is None else min(k, size)
 
 
 def _miss(ranked: _Ranked) -> Array:

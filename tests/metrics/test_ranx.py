@@ -1,0 +1,60 @@
+"""Whole-catalogue metrics against ranx, on tiny inputs, without its minute of compilation."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from kdjax import metrics
+
+
+@pytest.fixture(scope="module")
+def ranx():
+  # numba reads the setting when it is imported. It and its friends warn; none of it is ours.
+  with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+    patch.setenv("NUMBA_DISABLE_JIT", "1")
+    warnings.simplefilter("ignore")
+    return pytest.importorskip("ranx")
+
+
+def test_metrics_agree_with_ranx(ranx):
+  rng = np.random.default_rng(0)
+  users, items, k = 6, 15, 4
+  queries = rng.normal(size=(users, 3)).astype(np.float32)
+  table = rng.normal(size=(items, 3)).astype(np.float32)
+  picks = [rng.permutation(items)[:5] for _ in range(users)]
+  seen, targets = np.array([p[:3] for p in picks]), np.array([p[3:] for p in picks])
+  ranks = metrics.rank_targets(
+    queries,
+    table,
+    seen.reshape(-1),
+    np.arange(users + 1) * 3,
+    targets.reshape(-1),
+    np.arange(users + 1) * 2,
+  )
+  got = metrics.per_user(ranks, ks=[k])
+
+  scores = queries @ table.T
+  qrels = {str(u): {str(i): 1 for i in targets[u]} for u in range(users)}
+  run = {
+    str(u): {str(i): float(scores[u, i]) for i in range(items) if i not in seen[u]}
+    for u in range(users)
+  }
+  names = {
+    "hr": "hit_rate",
+    "recall": "recall",
+    "precision": "precision",
+    "ndcg": "ndcg",
+    "mrr": "mrr",
+    "map": "map",
+  }
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    qrels, run = ranx.Qrels(qrels), ranx.Run(run)
+    expected = ranx.evaluate(
+      qrels, run, [f"{name}@{k}" for name in names.values()], return_mean=False
+    )
+  for ours, theirs in names.items():
+    np.testing.assert_allclose(
+      got[f"{ours}@{k}"], expected[f"{theirs}@{k}"], atol=1e-9, err_msg=ours
+    )
