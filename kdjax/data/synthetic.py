@@ -21,6 +21,7 @@ import polars as pl
 from kdjax.data.interactions import Log
 
 _CHUNK = 8192  # Users simulated together.
+_BLOCK = 1 << 18  # Items described together.
 _BRANCHES = np.array([0.6, 0.85, 1.0])  # Cumulative chances of the three successors of an item.
 _BEFORE_LAST = 0.25  # How often a succession leaves from the item before the last.
 _TRIES = 4  # Fresh draws against a repeated item before the event is given up.
@@ -240,21 +241,19 @@ def _hash01(seed: int, *keys) -> np.ndarray:
 def _describe_items(public: np.ndarray, num_tastes: int, seed: int) -> pl.DataFrame:
   """Title and genre of every item, by public id."""
   names = list(_GENRES)[:num_tastes]
-  names += [f"Genre {n}" for n in range(len(names), num_tastes)]
-  nouns = [(_GENRES.get(name) or f"{name} " * 4).split()[:4] for name in names]
+  names += [f"Genre{n}" for n in range(len(names), num_tastes)]
+  nouns = pl.Series([word for name in names for word in _GENRES.get(name, f"{name} " * 4).split()])
   index = np.empty(len(public), np.int32)
   index[public] = np.arange(len(public), dtype=np.int32)
-  taste, rank = index % num_tastes, index // num_tastes
-  adjective = (_hash01(seed, index, -2) * len(_ADJECTIVES)).astype(np.int32)
-  noun = taste * 4 + (_hash01(seed, index, -3) * 4).astype(np.int32)
-  columns = pl.DataFrame(
-    {
-      "item": np.arange(len(public), dtype=np.int32),
-      "adjective": pl.Series(_ADJECTIVES).gather(adjective),
-      "noun": pl.Series([word for words in nouns for word in words]).gather(noun),
-      "number": rank + 1,
-      "genres": pl.Series(names).gather(taste),
-    }
-  )
-  title = pl.concat_str("adjective", "noun", "number", separator=" ")
-  return columns.select("item", title.alias("title"), "genres")
+  adjectives, genres = pl.Series(_ADJECTIVES), pl.Series(names)
+  frames = []
+  for first in range(0, len(public), _BLOCK):  # The hashes of ten million would outweigh the log.
+    part = index[first : first + _BLOCK]
+    taste = part % num_tastes
+    adjective = (_hash01(seed, part, -2) * len(_ADJECTIVES)).astype(np.int32)
+    noun = taste * 4 + (_hash01(seed, part, -3) * 4).astype(np.int32)
+    words = (adjectives.gather(adjective), nouns.gather(noun), pl.Series(part // num_tastes + 1))
+    item = np.arange(first, first + len(part), dtype=np.int32)
+    frame = {"item": item, "title": pl.select(pl.concat_str(*words, separator=" ")).to_series()}
+    frames.append(pl.DataFrame({**frame, "genres": genres.gather(taste)}))
+  return pl.concat(frames)
