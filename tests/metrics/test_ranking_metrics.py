@@ -93,7 +93,7 @@ def test_a_constant_scorer_gets_the_chance_level():
   np.testing.assert_allclose(metrics.map_metric(jnp.zeros(50), one, k=10), harmonic, rtol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 5, 20, None])
+@pytest.mark.parametrize("k", [1, 5, None])
 def test_agrees_with_rax(k):
   rng = np.random.default_rng(0)
   scores = jnp.asarray(rng.permutation(9 * 20).reshape(9, 20), jnp.float32)
@@ -110,7 +110,7 @@ def test_agrees_with_rax(k):
     # rax's own broadcasting promotes ranks.
     with jax.numpy_rank_promotion("allow"):
       expected = theirs(scores, relevance, where=support, topn=k, reduce_fn=None)
-    got = ours(scores, relevance, k=k, support=support, reduce_fn=None)
+    got = jax.jit(functools.partial(ours, k=k, reduce_fn=None))(scores, relevance, support=support)
     np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=ours.__name__)
 
 
@@ -132,8 +132,9 @@ def test_candidates_out_of_support_are_as_if_removed(metric):
   support = jnp.zeros((6, 9), bool).at[:, ::2].set(True)
   scores = jnp.where(support, scores, jnp.nan)  # Absent scores may be anything.
   for k in (3, None):
-    got = metric(scores, labels, k=k, support=support, reduce_fn=None)
-    expected = metric(scores[:, ::2], labels[:, ::2], k=k, reduce_fn=None)
+    jitted = jax.jit(functools.partial(metric, k=k, reduce_fn=None))
+    got = jitted(scores, labels, support=support)
+    expected = jitted(scores[:, ::2], labels[:, ::2])
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
