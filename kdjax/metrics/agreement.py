@@ -188,8 +188,8 @@ def kendall_metric(
   $$\tau_b = \frac{C - D}{\sqrt{(n_0 - n_S)(n_0 - n_T)}}$$
 
   with C concordant, D discordant of all $n_0$ pairs, $n_S$ tied by the student and $n_T$ by the
-  teacher. All pairs are compared, O(C^2): meant for candidate lists, not for catalogues; counts
-  are exact up to 4,096 candidates.
+  teacher. All pairs are compared, in O(C^2) time and O(C) memory: meant for candidate lists, not
+  for catalogues; counts are exact up to 4,096 candidates, and rounded to float32 above.
 
   Args:
     student_scores: float `[..., C]`.
@@ -213,20 +213,29 @@ def kendall_metric(
     Kendall, The treatment of ties in ranking problems, 1945.
   """
   exists = _exists(student_scores, teacher_scores, support)
-  pairs = exists[..., :, None] & exists[..., None, :]
-
-  def order(scores: Array) -> Array:
-    higher = scores[..., :, None] > scores[..., None, :]
-    lower = scores[..., :, None] < scores[..., None, :]
-    return (higher.astype(jnp.float32) - lower.astype(jnp.float32)) * pairs
-
-  student, teacher = order(student_scores), order(teacher_scores)
-  agreed = jnp.sum(student * teacher, axis=(-2, -1))
-  untied = jnp.sqrt(jnp.sum(jnp.abs(student), (-2, -1))) * jnp.sqrt(
-    jnp.sum(jnp.abs(teacher), (-2, -1))
-  )
-  values = _keep_nan(safe_divide(agreed, untied), student_scores, teacher_scores, exists)
+  values = _tau_b(student_scores, teacher_scores, exists)
+  values = _keep_nan(values, student_scores, teacher_scores, exists)
   return reduce_loss(values, where=where, reduce_fn=reduce_fn)
+
+
+@jax.jit
+def _tau_b(student_scores: Array, teacher_scores: Array, exists: Array) -> Array:
+  """Tau-b of every list, one candidate against all others at a time: pairs are never stored."""
+
+  def one_candidate(index: Array) -> tuple[Array, ...]:
+    pairs = exists & lax.dynamic_index_in_dim(exists, index, axis=-1)
+
+    def order(scores: Array) -> Array:
+      one = lax.dynamic_index_in_dim(scores, index, axis=-1)
+      return ((one > scores).astype(jnp.float32) - (one < scores)) * pairs
+
+    student, teacher = order(student_scores), order(teacher_scores)
+    terms = student * teacher, jnp.abs(student), jnp.abs(teacher)
+    return tuple(jnp.sum(term, axis=-1) for term in terms)
+
+  counts = lax.map(one_candidate, jnp.arange(exists.shape[-1]))
+  agreed, student, teacher = (jnp.sum(count, axis=0) for count in counts)
+  return safe_divide(agreed, jnp.sqrt(student) * jnp.sqrt(teacher))
 
 
 @functools.partial(jax.jit, static_argnames="users_per_block")
