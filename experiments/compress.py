@@ -12,10 +12,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import distill, evaluate, prune, quantize, runs, train
+from experiments import cli, distill, evaluate, prune, quantize, runs, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
+from kdjax import report
 from kdjax.flags import group, option
-from kdjax.report import table
+from kdjax.train.writers import read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Config:
 
 
 STAGES = ("alone", "distilled", "pruned", "int8")
+LABELS = {
+  "teacher": "teacher",
+  "alone": "alone",
+  "distilled": "distilled",
+  "pruned": "+ pruned",
+  "int8": "+ int8",
+}
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -48,7 +56,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is None:
     done = _run_stages(config, folder)
-  print(table.to_markdown(done["table"]))
+  print(report.to_markdown(report.summarise(done["rows"])))
   print(f"table, plots and models: {folder}")
   return done
 
@@ -74,13 +82,48 @@ def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     quantize.run(quantize.Config(str(paths["pruned"]), seed), paths["int8"])
     for stage, path in paths.items():
       stages[stage].append(path)
-  folders = [teacher_dir, *(path for paths in stages.values() for path in paths)]
+  folders = {"teacher": [teacher_dir], **stages}
   judged = evaluate.run(
     evaluate.Config(
-      models=tuple(map(str, folders)), requests=config.requests, batches=config.batches
+      models=tuple(str(path) for paths in folders.values() for path in paths),
+      names=tuple(LABELS[stage] for stage, paths in folders.items() for _ in paths),
+      requests=config.requests,
+      batches=config.batches,
+      print_table=False,
     ),
     folder / "evaluation",
   )
-  result = report(judged["rows"], folders, folder)
+  result = {
+    "job": "compress",
+    "metric": judged["metric"],
+    "dataset": pathlib.PurePath(config.data.dataset).name,
+    "seeds": list(config.seeds),
+    "config": dataclasses.asdict(config),
+    "rows": judged["rows"],
+  }
+  draw(result["rows"], {LABELS[stage]: paths[0] for stage, paths in folders.items()}, folder)
   runs.write_result(folder, result)
   return result
+
+
+def draw(
+  rows: list[dict[str, Any]], folders: dict[str, pathlib.Path], folder: pathlib.Path
+) -> None:
+  """Writes the table as Markdown and CSV, and the plots."""
+  table = report.summarise(rows)
+  (folder / "table.md").write_text(report.to_markdown(table) + "\n", encoding="utf-8")
+  (folder / "table.csv").write_text(report.to_csv(table), encoding="utf-8")
+  plots = folder / "plots"
+  plots.mkdir(exist_ok=True)
+  report.plot_quality_against_bytes(table, plots / "quality_bytes.png")
+  report.plot_quality_against_latency(table, plots / "quality_latency.png")
+  curves = {name: read_jsonl(path / "metrics.jsonl") for name, path in folders.items()}
+  report.plot_training_curves(
+    {name: lines for name, lines in curves.items() if lines},
+    plots / "training.png",
+    metric=f"valid/{rows[0]['metric']}",
+  )
+
+
+if __name__ == "__main__":
+  cli.main(Config, run, "runs/compress")

@@ -26,9 +26,7 @@ class DataConfig:
   timestamp_column: str = option("", "Name of the time column (seconds).")
   rating_column: str = option("", "Name of the rating column.")
   label_column: str = option("", "Name of the click label column (0 or 1).")
-  items_path: str = option(
-    "", "A file of item attributes, where it is not beside the log."
-  )
+  items_path: str = option("", "A file of item attributes, where it is not beside the log.")
   min_rating: float | None = option(None, "Drop events rated below this.")
   label_threshold: float | None = option(
     None, "Click models: label 1 where the rating is at least this (when there is no label column)."

@@ -13,9 +13,8 @@ import numpy as np
 
 from experiments import ranking, runs
 from experiments.tasks import Judgement
-from kdjax import cost, metrics
+from kdjax import cost, metrics, report
 from kdjax.flags import option
-from kdjax.report import table
 
 AGREEMENT_CASES = 1024  # Users (or clicks) on which KL and Kendall's tau are measured.
 
@@ -34,6 +33,7 @@ class Config:
     "the whole catalogue and not comparable with them; their names begin with 'sampled'.",
     lower=0,
   )
+  print_table: bool = option(True, "Print the table.")
   seed: int = option(0, "Seed of sampled negatives and of the paired test.")
 
 
@@ -43,18 +43,15 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   if not config.models:
     raise ValueError("--models is empty; give the workdirs of trained models")
   names = config.names or tuple(pathlib.Path(model).name for model in config.models)
-  if len(set(names)) != len(config.models):
-    raise ValueError(f"--names needs one unique name a model, got {names}")
-  loaded = {
-    n: runs.load_model(m, flag="--models") for n, m in zip(names, config.models, strict=True)
-  }
-  data = {name: saved.data for name, saved in loaded.items()}
-  if len(set(data.values())) > 1:
+  if len(names) != len(config.models):
+    raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
+  loaded = {model: runs.load_model(model, flag="--models") for model in config.models}
+  if len({saved.data for saved in loaded.values()}) > 1:
     raise ValueError("--models were trained on different data or splits; judge them apart")
 
   costs = measure(loaded, config)
   rows, teacher = [], None
-  for name, saved in loaded.items():
+  for name, (model, saved) in zip(names, loaded.items(), strict=True):
     task = runs.make_task(saved.data, saved.family)
     apply = runs.make_model(saved.family, saved.sizes).apply
     judgement = task.judge(apply, saved.params, "test")
@@ -62,7 +59,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     if result is None:
       raise runs.WorkdirError(f"{saved.folder} is not finished: run its job again")
     row = {"name": name, **{k: result[k] for k in ("job", "seed", "metric", "quality", "size")}}
-    row["cost"] = costs[name]._asdict()
+    row["cost"] = costs[model]._asdict()
     if teacher is None:
       teacher = judgement
     else:
@@ -73,7 +70,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     rows.append(row)
   result = {"job": "evaluate", "metric": rows[0]["metric"], "rows": rows}
   runs.write_result(folder, result)
-  print(table.markdown(table.summarise(rows)))
+  if config.print_table:
+    print(report.to_markdown(report.summarise(rows)))
   return result
 
 
@@ -121,11 +119,11 @@ def _two_classes(logits: Any) -> Any:
   return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 
 
-def compare(a: Judgement, b: Judgement, metric: str, seed: int) -> dict[str, float]:
+def compare(a: Judgement, b: Judgement, metric: str, seed: int) -> dict[str, Any]:
   """A paired test on the cases: difference a - b, its 95 % interval and the p-value."""
   name = metric if metric in a.per_case else next(iter(a.per_case))
   found = metrics.paired_test(a.per_case[name], b.per_case[name], seed=seed)
-  return {"metric": name, **{key: value for key, value in found._asdict().items()}}  # type: ignore[dict-item]
+  return {"metric": name, **found._asdict()}
 
 
 def sampled(saved: runs.SavedModel, judgement: Judgement, config: Config) -> dict[str, float]:

@@ -141,7 +141,7 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "mf":
     return _without(sizes, "dropout") | {"dim": dim}
   if family == "ncf":
-    return sizes | {"dim": dim, "hidden": tuple(max(dim >> i, 1) for i in range(config.layers))}
+    return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
 
 

@@ -132,6 +132,11 @@ def _build(config_type: type, values: dict[tuple[str, ...], Any]) -> Any:
   return config_type(**arguments)
 
 
+def flat(config: Any) -> dict[str, Any]:
+  """Every option of a config by the name of its flag."""
+  return {name: value for name, _, _, _, value in _leaves(type(config), instance=config)}
+
+
 def save(config: Any, path: pathlib.Path) -> None:
   """Writes a config as JSON, nested as its dataclass is."""
   path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")

@@ -117,7 +117,7 @@ def encode_histories(
 
 
 @functools.cache
-def _encoder(apply: Apply) -> Any:
+def _encoder(apply: Any) -> Any:
   """Jitted once for each model, however often it is evaluated."""
 
   def encode(params, batch, chosen):

@@ -63,7 +63,7 @@ class FactoredLogits(NamedTuple):
     else:
       logits = jnp.einsum("...d,vd->...v", self.query, self.table, preferred_element_type="float32")
     logits = logits.astype(jnp.float32)
-    return logits if self.bias is None else logits + self.bias
+    return logits if self.bias is None else logits + jnp.broadcast_to(self.bias, logits.shape)
 
   def at(self, ids: Array) -> Array:
     """Logits of candidates: `ids` int `[..., C]` (leading axes as `query`'s) to float32 `[..., C]`.

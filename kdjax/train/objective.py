@@ -46,7 +46,7 @@ class Objective(NamedTuple):
 def make_objective(
   student_apply: Apply, terms: Sequence[Term], *, teacher_apply: Apply | None = None
 ) -> Objective:
-  r"""An objective $L = \sum_k w_k(\text{step})\, L_k(\text{student}, \text{teacher}, \text{batch})$.
+  r"""An objective $L = \sum_k w_k L_k(\text{student}, \text{teacher}, \text{batch})$.
 
   With `teacher_apply` the teacher runs, without dropout, on the same batch; its parameters are an
   argument, and the only `stop_gradient` of the library stands here. A batch that brings the

@@ -35,7 +35,8 @@ def make_mesh(*, data: int | None = None, model: int = 1, devices=None) -> Mesh:
   data = len(devices) // model if data is None else data
   if data < 1 or data * model > len(devices):
     raise ValueError(
-      f"a mesh of data={data} x model={model} needs {data * model} devices, there are {len(devices)}"
+      f"a mesh of data={data} x model={model} needs {data * model} devices, there are "
+      f"{len(devices)}"
     )
   return Mesh(np.array(devices[: data * model]).reshape(data, model), ("data", "model"))
 

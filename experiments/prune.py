@@ -1,0 +1,129 @@
+"""Prunes a trained student and lets it recover by distillation.
+
+Structures first (feed-forward width, heads, embedding dimensions: the arrays shrink), then weights
+by magnitude on a cubic schedule while the student learns from its teacher.
+
+python -m experiments.prune --workdir=runs/pruned --model_dir=runs/student --teacher=runs/teacher
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import cli, runs
+from experiments.config import DistillConfig, FitConfig, PruneConfig
+from experiments.distill import distill_terms
+from kdjax import models
+from kdjax import prune as pruning
+from kdjax.flags import group, option
+from kdjax.models.linen import Sizes
+from kdjax.prune import shrink as shrinking
+from kdjax.tree import is_matrix, leaves_with_path, under
+from kdjax.types import Params, Path, Select
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Options of experiments.prune."""
+
+  model_dir: str = option("", "Workdir of the trained student.")
+  teacher: str = option("", "Workdir of its teacher; without one it recovers on labels alone.")
+  distill: DistillConfig = group(DistillConfig)
+  prune: PruneConfig = group(PruneConfig)
+  fit: FitConfig = group(FitConfig, epochs=20)
+
+
+def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Prunes, recovers, judges on the test part, and leaves the model and `result.json`."""
+  folder = runs.open_workdir(workdir, config)
+  if (done := runs.finished(folder)) is not None:
+    return done
+  source = runs.load_model(config.model_dir, flag="--model_dir")
+  task = runs.make_task(source.data, source.family)
+  teacher = None
+  terms = [task.label_term(config.fit, 1.0)]
+  if config.teacher:
+    teacher = runs.load_model(config.teacher, flag="--teacher")
+    runs.check_teacher(teacher, task, source.data)
+    terms = distill_terms(task, config.distill, config.fit)
+  params, sizes = shrink(source, config.prune)
+  select = under("student", select=selected(config.prune))
+  fitted = runs.fit_model(
+    task,
+    source.family,
+    sizes,
+    config.fit,
+    folder,
+    terms=terms,
+    teacher=teacher,
+    start=jax.tree.map(jnp.asarray, params),
+    last=lambda num_steps: pruning.prune(schedule(config.prune, num_steps), select=select),
+    # A student that is not yet as sparse as was asked for cannot be the best one.
+    min_best_share=config.prune.ramp if config.prune.sparsity else 0.0,
+    name=folder.name,
+  )
+  runs.save_model(folder, source.family, sizes, fitted.params, source.data)
+  saved = runs.load_model(folder, flag="--workdir")
+  training = runs.summarise_training(fitted)
+  training["sparsity"] = sparsity(fitted.params, selected(config.prune))
+  result = runs.finish("prune", folder, config, saved, seed=config.fit.seed, training=training)
+  cli.print_result(result)
+  return result
+
+
+def schedule(config: PruneConfig, num_steps: int) -> pruning.Schedule:
+  """Cubic from the first step on, at its full sparsity when the ramp ends."""
+  end = max(1, round(config.ramp * num_steps) - 1)
+  return pruning.cubic(config.sparsity, start=0, end=end, every=config.mask_every)
+
+
+def selected(config: PruneConfig) -> Select:
+  """Which of the student's leaves are masked."""
+
+  def select(path: Path, leaf: Any) -> bool:
+    return is_matrix(path, leaf) and (config.prune_tables or path[-1] != "embedding")
+
+  return select
+
+
+def sparsity(params: Params, select: Select) -> float:
+  """The share of zeros among the selected leaves."""
+  leaves = [leaf for path, leaf in leaves_with_path(params) if select(path, leaf)]
+  return float(sum((leaf == 0).sum() for leaf in leaves) / sum(leaf.size for leaf in leaves))
+
+
+def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]:
+  """The model without its least important structures, and its new sizes.
+
+  Raises:
+    ValueError: naming the flag, if the family has no such structure.
+  """
+  shares = {
+    "--keep_dim": config.keep_dim, "--keep_heads": config.keep_heads, "--keep_mlp": config.keep_mlp
+  }  # fmt: skip
+  if all(share == 1 for share in shares.values()):
+    return source.params, source.sizes
+  axes = getattr(models, f"{source.family}_axes")(source.sizes)
+  units = shrinking.axis_sizes(source.params, axes)
+  keep = {name: max(1, round(shares[flag_of(name)] * count)) for name, count in units.items()}
+  for flag, share in shares.items():
+    if share < 1 and flag not in map(flag_of, units):
+      raise ValueError(f"{flag}={share}: a {source.family} has only {', '.join(sorted(units))}")
+  scores = shrinking.axis_scores(source.params, axes, pruning.magnitude(source.params))
+  params = shrinking.take_axes(source.params, axes, shrinking.choose(scores, keep))
+  return params, getattr(models, f"{source.family}_sizes")(params, source.sizes)
+
+
+def flag_of(axis: str) -> str:
+  """Which flag says how much of an axis stays."""
+  last = axis.rsplit("/", 1)[-1]
+  if last == "heads":
+    return "--keep_heads"
+  return "--keep_dim" if "dim" in last else "--keep_mlp"
+
+
+if __name__ == "__main__":
+  cli.main(Config, run, None)
