@@ -108,6 +108,8 @@ def _each_backward(blocks, saved, cotangent):
 each_loss.defvjp(_each_forward, _each_backward)
 
 
+# Compiled as one program even where the caller runs op by op.
+@functools.partial(jax.jit, static_argnames=("blocks", "with_grads"))
 def sweep(
   blocks: Blocks, query, table, bias, target: Target, weight, *, with_grads: bool
 ) -> tuple[Array, Any]:

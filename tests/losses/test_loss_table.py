@@ -1,5 +1,6 @@
 """Every loss, through every property."""
 
+import functools
 import operator
 
 import jax
@@ -21,36 +22,66 @@ divergences = over([case for case in CASES if case.equal])
 with_closed_form = over([case for case in CASES if case.gradient])
 distillations = over([case for case in CASES if case.teachers])
 KEEP = np.arange(EXAMPLES) % 3 != 1
+HALF = EXAMPLES // 2
 
 
 def args_of(case, seed=0):
-  return case.make(np.random.default_rng(seed))
+  return [jax.tree.map(np.asarray, arg) for arg in case.make(np.random.default_rng(seed))]
 
 
 def on_rows(case, args, fn):
   """Applies `fn` to the args that have an example axis."""
-  return [a if i in case.shared else jax.tree.map(fn, a) for i, a in enumerate(args)]
+  return [a if i in case.shared else fn(a) for i, a in enumerate(args)]
 
 
-def options_on_rows(case, fn):
-  """Per-example options (their leading axis is the examples') follow the rows."""
-  is_rows = lambda v: isinstance(v, np.ndarray) and v.shape[:1] == (EXAMPLES,)  # noqa: E731
-  return {k: fn(v) if is_rows(v) else v for k, v in case.options.items()}
+def row_options(case):
+  """Options that have an example axis, as the rows have."""
+  options = case.options.items()
+  return {k: v for k, v in options if isinstance(v, np.ndarray) and v.shape[:1] == (EXAMPLES,)}
+
+
+@functools.cache
+def compiled(case_id, reduce_fn, argnums):
+  """`fn(args, where, row_options) -> (value, grads)`, compiled once for all tests."""
+  (case,) = (case for case in CASES if case.id == case_id)
+
+  def loss(where, rows, *args):
+    return case.loss(*args, **{**case.options, **rows}, where=where, reduce_fn=reduce_fn)
+
+  def run(args, where, rows):
+    if not argnums:
+      return loss(where, rows, *args), ()
+    return jax.value_and_grad(loss, tuple(i + 2 for i in argnums))(where, rows, *args)
+
+  return jax.jit(run)
+
+
+def run(case, args, *, where=None, reduce_fn=jnp.mean, argnums=None, rows=None):
+  """(value, gradients of the student's args) of the compiled loss."""
+  argnums = case.students if argnums is None else argnums
+  argnums = () if reduce_fn in (None, totals) else tuple(argnums)
+  rows = row_options(case) if rows is None else rows
+  return compiled(case.id, reduce_fn, argnums)(args, where, rows)
+
+
+def each(case, args, **kwargs):
+  return np.asarray(run(case, args, reduce_fn=None, **kwargs)[0])
 
 
 def where_of(case, args, keep=KEEP):
   """`keep` over the examples, of the shape of the unreduced loss."""
-  shape = case.loss(*args, **case.options, reduce_fn=None).shape
+  shape = each(case, args).shape
   return np.array(np.broadcast_to(keep.reshape(-1, *[1] * (len(shape) - 1)), shape))
 
 
-def grads(case, args, argnums=None, **kwargs):
-  argnums = case.students if argnums is None else argnums
-  return jax.grad(lambda *a: case.loss(*a, **case.options, **kwargs), argnums)(*args)
+def assert_close(actual, expected, **tolerance):
+  leaves = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+  for a, e in leaves:
+    np.testing.assert_allclose(a, e, **tolerance)
 
 
-def finite(tree):
-  return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+def finite(values):
+  return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(values))
 
 
 def test_every_public_loss_has_a_case():
@@ -66,28 +97,29 @@ def test_case_ids_are_unique():
 def test_equals_the_oracle(case):
   args = args_of(case)
   expected = case.oracle(*args, **case.options)
-  actual = case.loss(*args, **case.options, reduce_fn=None)
-  assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
-  np.testing.assert_allclose(case.loss(*args, **case.options), expected.mean(), rtol=2e-5)
-  total = case.loss(*args, **case.options, reduce_fn=jnp.sum)
-  np.testing.assert_allclose(total, expected.sum(), rtol=2e-5)
+  assert expected.dtype == np.float64
+  value, _ = run(case, args, reduce_fn=None)
+  assert value.dtype == jnp.float32
+  np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-6)
+  np.testing.assert_allclose(run(case, args)[0], expected.mean(), rtol=2e-5)
+  np.testing.assert_allclose(run(case, args, reduce_fn=jnp.sum)[0], expected.sum(), rtol=2e-5)
 
 
 @with_closed_form
 def test_gradient_equals_the_closed_form(case):
   args = args_of(case)
+  _, grads = run(case, args, reduce_fn=jnp.sum)
   expected = case.gradient(*args, **case.options)
-  (actual,) = grads(case, args, argnums=(0,), reduce_fn=jnp.sum)
-  np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6)
+  np.testing.assert_allclose(grads[0], expected, rtol=2e-5, atol=2e-6)
 
 
 @table
 def test_gradient_equals_differences_of_the_oracle(case):
   """Also of the args without a closed form, along one random direction each."""
-  args = [jax.tree.map(lambda x: np.asarray(x), a) for a in args_of(case)]
+  args = args_of(case)
   rng = np.random.default_rng(1)
-  for position, grad in zip(case.students, grads(case, args, reduce_fn=jnp.sum), strict=True):
+  _, grads = run(case, args, reduce_fn=jnp.sum)
+  for position, grad in zip(case.students, grads, strict=True):
     step = rng.normal(size=args[position].shape)
 
     def along(epsilon, position=position, step=step):
@@ -101,18 +133,20 @@ def test_gradient_equals_differences_of_the_oracle(case):
 
 @distillations
 def test_teacher_gets_no_gradient(case):
-  for grad in grads(case, args_of(case), argnums=case.teachers):
+  _, grads = run(case, args_of(case), argnums=case.teachers)
+  assert len(grads) == len(case.teachers)
+  for grad in grads:
     assert np.all(np.asarray(grad) == 0)
 
 
 @divergences
 def test_zero_with_zero_gradient_at_equality(case):
-  args = list(args_of(case))
+  args = args_of(case)
   for student, teacher in case.equal:
     args[teacher] = args[student]
-  values = case.loss(*args, **case.options, reduce_fn=None)
+  values = each(case, args)
   np.testing.assert_allclose(values, np.zeros_like(values), atol=1e-6)
-  for grad in grads(case, args, reduce_fn=jnp.sum):
+  for grad in run(case, args, reduce_fn=jnp.sum)[1]:
     np.testing.assert_allclose(grad, np.zeros_like(grad), atol=1e-6)
 
 
@@ -120,17 +154,14 @@ def test_zero_with_zero_gradient_at_equality(case):
 def test_masked_equals_removed(case):
   args = args_of(case)
   where = where_of(case, args)
-  removed = on_rows(case, args, lambda a: a[KEEP])
-  options = options_on_rows(case, lambda v: v[KEEP])
-  for reduce_fn in (jnp.mean, jnp.sum):
-    actual = case.loss(*args, **case.options, where=where, reduce_fn=reduce_fn)
-    expected = case.loss(*removed, **options, reduce_fn=reduce_fn)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-  each = case.loss(*args, **case.options, where=where, reduce_fn=None)
-  np.testing.assert_allclose(
-    np.asarray(each)[KEEP], case.loss(*removed, **options, reduce_fn=None), rtol=1e-5, atol=1e-6
-  )
-  assert np.all(np.asarray(each)[~KEEP] == 0)
+  rows = {k: v[KEEP] for k, v in row_options(case).items()}
+  expected = each(case, on_rows(case, args, lambda a: a[KEEP]), rows=rows)
+  np.testing.assert_allclose(run(case, args, where=where)[0], expected.mean(), rtol=1e-5)
+  total, _ = run(case, args, where=where, reduce_fn=jnp.sum)
+  np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
+  values = each(case, args, where=where)
+  np.testing.assert_allclose(values[KEEP], expected, rtol=1e-5, atol=1e-6)
+  assert np.all(values[~KEEP] == 0)
 
 
 @table
@@ -144,15 +175,10 @@ def test_masked_garbage_reaches_neither_value_nor_gradient(case):
 
   spoiled = on_rows(case, args, spoil)
   for reduce_fn in (jnp.mean, jnp.sum):
-    np.testing.assert_allclose(
-      case.loss(*spoiled, **case.options, where=where, reduce_fn=reduce_fn),
-      case.loss(*args, **case.options, where=where, reduce_fn=reduce_fn),
-      rtol=1e-6,
-    )
-  for actual, expected in zip(
-    grads(case, spoiled, where=where), grads(case, args, where=where), strict=True
-  ):
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+    actual = run(case, spoiled, where=where, reduce_fn=reduce_fn)
+    expected = run(case, args, where=where, reduce_fn=reduce_fn)
+    assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+    assert finite(actual)
 
 
 @table
@@ -160,19 +186,17 @@ def test_all_masked_is_zero_with_zero_gradient(case):
   args = args_of(case)
   where = np.zeros_like(where_of(case, args))
   for reduce_fn in (jnp.mean, jnp.sum):
-    assert case.loss(*args, **case.options, where=where, reduce_fn=reduce_fn) == 0
-    for grad in grads(case, args, where=where, reduce_fn=reduce_fn):
-      assert np.all(np.asarray(grad) == 0)
+    for leaf in jax.tree.leaves(run(case, args, where=where, reduce_fn=reduce_fn)):
+      assert np.all(np.asarray(leaf) == 0)
 
 
 @table
 def test_nan_that_counts_stays_visible(case):
-  args = [jax.tree.map(np.array, a) for a in args_of(case)]
   for position in case.students:
-    spoiled = list(args)
-    spoiled[position] = args[position].copy()
-    spoiled[position].reshape(-1)[0] = np.nan
-    assert np.isnan(case.loss(*spoiled, **case.options))
+    args = args_of(case)
+    args[position] = args[position].copy()
+    args[position].reshape(-1)[0] = np.nan
+    assert np.isnan(run(case, args)[0])
 
 
 @table
@@ -181,17 +205,19 @@ def test_finite_at_the_edges(case):
   rng = np.random.default_rng(2)
 
   def extreme(a, choices):
-    if a.ndim == 0:
-      return a
-    out = rng.choice(np.array(choices, np.float32), size=a.shape)
-    return np.where(rng.random(a.shape) < 0.2, a, out).astype(np.float32)
+    chosen = rng.choice(np.array(choices, np.float32), size=a.shape)
+    return np.where(rng.random(a.shape) < 0.2, a, chosen).astype(np.float32)
 
-  scenes = [lambda a: extreme(a, [1e4, -1e4]), lambda a: extreme(a, [0.5, -np.inf])]
-  scenes += [lambda a: np.full_like(a, -np.inf), lambda a: extreme(a, [-np.inf, 1e4, -1e4])]
-  fn = jax.jit(jax.value_and_grad(lambda *a: case.loss(*a, **case.options), case.students))
+  scenes = [
+    lambda a: extreme(a, [1e4, -1e4]),
+    lambda a: extreme(a, [0.5, -np.inf]),
+    lambda a: extreme(a, [-np.inf, 1e4, -1e4]),
+    lambda a: np.full_like(a, -np.inf),
+  ]
   for positions in {case.edges, case.edges[:1], case.edges[1:]}:
     for scene in scenes:
-      assert finite(fn(*[scene(a) if i in positions else a for i, a in enumerate(args)]))
+      spoiled = [scene(a) if i in positions else a for i, a in enumerate(args)]
+      assert finite(run(case, spoiled))
 
 
 @table
@@ -200,26 +226,22 @@ def test_exact_at_ten_thousand(case):
   with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
     expected = case.oracle(*args, **case.options)
   known = np.isfinite(expected)  # The naive oracle overflows where the loss does not.
-  actual = np.asarray(case.loss(*args, **case.options, reduce_fn=None))
-  np.testing.assert_allclose(actual[known], expected[known], rtol=1e-4, atol=2e-3)
+  np.testing.assert_allclose(each(case, args)[known], expected[known], rtol=1e-4, atol=2e-3)
 
 
 @table
 def test_bfloat16_in_float32_out(case):
-  def half(a):
-    return jnp.asarray(a, jnp.bfloat16) if a.dtype == np.float32 else a
-
-  args = [jax.tree.map(half, a) for a in args_of(case)]
-  back = [jax.tree.map(lambda a: np.asarray(a, np.float32), a) for a in args]
+  args = args_of(case)
+  half = [jnp.asarray(a, jnp.bfloat16) if a.dtype == np.float32 else a for a in args]
   back = [
-    b if jnp.issubdtype(a.dtype, jnp.floating) else np.asarray(a)
-    for a, b in zip(args, back, strict=True)
+    np.asarray(h, np.float32) if a.dtype == np.float32 else a
+    for h, a in zip(half, args, strict=True)
   ]
-  actual = case.loss(*args, **case.options)
-  assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual, case.loss(*back, **case.options), rtol=2e-2)
-  for position, grad in zip(case.students, grads(case, args), strict=True):
-    assert grad.dtype == args[position].dtype
+  value, grads = run(case, half)
+  assert value.dtype == jnp.float32
+  np.testing.assert_allclose(value, run(case, back)[0], rtol=2e-2)
+  assert all(grad.dtype == jnp.bfloat16 for grad in grads)
+  assert finite(grads)
 
 
 @table
@@ -227,54 +249,42 @@ def test_jit_equals_no_jit(case):
   args = args_of(case)
   where = where_of(case, args)
 
-  def loss_and_grads(*a):
-    return jax.value_and_grad(lambda *b: case.loss(*b, **case.options, where=where), case.students)(
-      *a
-    )
+  def loss(*a):
+    return case.loss(*a, **case.options, where=where)
 
-  plain = loss_and_grads(*args)
-  for actual, expected in zip(
-    jax.tree.leaves(jax.jit(loss_and_grads)(*args)), jax.tree.leaves(plain), strict=True
-  ):
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+  plain = jax.value_and_grad(loss, case.students)(*args)
+  assert_close(run(case, args, where=where), plain, rtol=1e-5, atol=1e-6)
 
 
 @table
 def test_vmap_equals_a_loop(case):
   args = args_of(case)
-  halves = on_rows(case, args, lambda a: a.reshape(2, EXAMPLES // 2, *a.shape[1:]))
-  axes = tuple(None if i in case.shared else 0 for i in range(len(args)))
-  options = options_on_rows(case, lambda v: v.reshape(2, EXAMPLES // 2, *v.shape[1:]))
-  mapped = {k: 0 if v is not case.options[k] else None for k, v in options.items()}
 
-  def loss(options, *a):
-    return case.loss(*a, **{**case.options, **options})
+  def fold(a):
+    return a.reshape(2, HALF, *a.shape[1:])
 
-  stacked = {k: v for k, v in options.items() if mapped[k] == 0}
-  fn = jax.value_and_grad(loss, tuple(i + 1 for i in case.students))
-  actual = jax.vmap(fn, (0, *axes))(stacked, *halves)
+  halves, rows = on_rows(case, args, fold), {k: fold(v) for k, v in row_options(case).items()}
+  axes = [None if i in case.shared else 0 for i in range(len(args))]
+  fn = compiled(case.id, jnp.mean, case.students)
+  mapped = jax.jit(jax.vmap(lambda a, r: fn(a, None, r), (axes, 0)))(halves, rows)
   for half in range(2):
-    expected = fn(
-      {k: v[half] for k, v in stacked.items()}, *on_rows(case, halves, operator.itemgetter(half))
-    )
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-      np.testing.assert_allclose(a[half], e, rtol=1e-5, atol=1e-6)
+    part = operator.itemgetter(half)
+    expected = run(case, on_rows(case, halves, part), rows={k: part(v) for k, v in rows.items()})
+    assert_close(jax.tree.map(part, mapped), expected, rtol=1e-5, atol=1e-6)
 
 
 @table
 def test_totals_merge_to_the_mean(case):
   args = args_of(case)
-  where = where_of(case, args)
-  cut = 5
+  where = where_of(case, args, keep=np.arange(EXAMPLES) % 5 < 2)  # 5 of the 12, unevenly.
   parts = []
-  for rows in (slice(None, cut), slice(cut, None)):
-    options = options_on_rows(case, operator.itemgetter(rows))
-    part = on_rows(case, args, operator.itemgetter(rows))
-    parts.append(case.loss(*part, **options, where=where[rows], reduce_fn=totals))
-    assert isinstance(parts[-1], Mean)
-  np.testing.assert_allclose(
-    (parts[0] + parts[1]).compute(), case.loss(*args, **case.options, where=where), rtol=1e-5
-  )
+  for part in map(operator.itemgetter, (slice(None, HALF), slice(HALF, None))):
+    rows = {k: part(v) for k, v in row_options(case).items()}
+    mean, _ = run(case, on_rows(case, args, part), where=part(where), rows=rows, reduce_fn=totals)
+    assert isinstance(mean, Mean)
+    parts.append(mean)
+  expected, _ = run(case, args, where=where)
+  np.testing.assert_allclose((parts[0] + parts[1]).compute(), expected, rtol=1e-5)
 
 
 @table
@@ -283,7 +293,6 @@ def test_wrong_shapes_are_refused(case):
   with pytest.raises(ValueError, match="shape"):
     case.loss(*args, **case.options, where=np.ones((EXAMPLES, 2, 2), bool))
   rows = [i for i in range(len(args)) if i not in case.shared]
-  short = list(args)
-  short[rows[1]] = args[rows[1]][: EXAMPLES - 1]
+  args[rows[1]] = args[rows[1]][: EXAMPLES - 1]
   with pytest.raises(ValueError, match=r"shape|plus one axis|labels"):
-    case.loss(*short, **case.options)
+    case.loss(*args, **case.options)
