@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from experiments.config import DataConfig, DistillConfig
+from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.errors import DataError
@@ -118,9 +118,9 @@ def features(dataset: Dataset) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
   return rows, tuple(sizes)
 
 
-@functools.cache
-def _jitted(apply):
-  return jax.jit(lambda params, batch: apply(params, batch).logits)
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(apply, params, batch):
+  return apply(params, batch).logits
 
 
 def predict(apply, params, rows, *, size: int = 8192) -> np.ndarray:
@@ -130,7 +130,7 @@ def predict(apply, params, rows, *, size: int = 8192) -> np.ndarray:
   for first in range(0, count, size):
     index = np.minimum(np.arange(first, first + size), count - 1)
     batch = {name: values[index] for name, values in rows.items()}
-    found.append(np.asarray(_jitted(apply)(params, batch))[: count - first])
+    found.append(np.asarray(_logits(apply, params, batch))[: count - first])
   return np.concatenate(found)
 
 
@@ -140,8 +140,9 @@ def label_loss(student, teacher, batch):
   return losses.binary_cross_entropy_loss(student.logits, batch["labels"], reduce_fn=totals)
 
 
-def distill_term(distill: DistillConfig) -> Term:
+def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
   """Softened Bernoulli KL of the click (also for `kl`: one logit has no softmax), or logit MSE."""
+  del fit
 
   def loss(student, teacher, batch):
     del batch

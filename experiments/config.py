@@ -92,6 +92,11 @@ class FitConfig:
   dtype: Literal["float32", "bfloat16"] = option(
     "float32", "Type that the models compute in while training; parameters stay float32."
   )
+  logits_dtype: Literal["same", "float32", "bfloat16"] = option(
+    "same",
+    "Type of the products with the whole catalogue in training, --dtype by default. bfloat16 pays on "
+    "processors with matrix units for it even where a small model's body does not gain.",
+  )
   label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "

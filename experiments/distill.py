@@ -71,7 +71,7 @@ def distill_terms(task: Task, distill: DistillConfig, fit: FitConfig) -> list[Te
   if distill.label_weight:
     terms.append(task.label_term(fit, distill.label_weight))
   if distill.distill_weight:
-    terms.append(task.distill_term(distill))
+    terms.append(task.distill_term(distill, fit))
   if distill.hint_weight:
     terms.append(hint_term(distill))
   if not terms:

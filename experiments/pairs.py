@@ -112,8 +112,9 @@ def label_loss(name: str, log_q: np.ndarray):
   return loss
 
 
-def distill_term(distill: DistillConfig) -> Term:
+def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
   """The distance of student and teacher on the candidates."""
+  del fit
 
   def loss(student, teacher, batch):
     args = (candidate_scores(student, batch), candidate_scores(teacher, batch))

@@ -62,7 +62,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: pruning.prune(schedule(config.prune, num_steps), select=select),
     # A student that is not yet as sparse as was asked for cannot be the best one.
-    min_best_share=config.prune.ramp if config.prune.sparsity else 0.0,
+    min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
   )
   runs.save_model(folder, source.family, sizes, fitted.params, source.data)
@@ -76,8 +76,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
 
 def schedule(config: PruneConfig, num_steps: int) -> pruning.Schedule:
   """Cubic from the first step on, at its full sparsity when the ramp ends."""
-  end = max(1, round(config.ramp * num_steps) - 1)
+  end = last_mask(config, num_steps)
   return pruning.cubic(config.sparsity, start=0, end=end, every=config.mask_every)
+
+
+def last_mask(config: PruneConfig, num_steps: int) -> int:
+  """The step, from 0, that makes the final masks."""
+  return max(0, round(config.ramp * num_steps) - 1) if config.sparsity else 0
 
 
 def selected(config: PruneConfig) -> Select:

@@ -284,7 +284,7 @@ def fit_model(
   teacher: SavedModel | None = None,
   start: Params | None = None,
   last: Callable[[int], optax.GradientTransformation] | None = None,
-  min_best_share: float = 0.0,
+  min_best: Callable[[int], int] = lambda num_steps: 0,
   name: str = "train",
 ) -> Fitted:
   """Trains a model by the flags, on every device, resuming what the workdir holds.
@@ -299,7 +299,7 @@ def fit_model(
     teacher: a trained model of the same task, run live.
     start: the student's parameters at step 0; fresh ones by default.
     last: from the number of steps to the last transform of the optimizer chain.
-    min_best_share: of the steps, before which no validation can win.
+    min_best: from the number of steps to the one before which no validation can win.
     name: of the progress bar.
   """
   student = make_model(family, sizes, fit.dtype)
@@ -309,7 +309,10 @@ def fit_model(
     student.apply, terms, teacher_apply=None if teacher_model is None else teacher_model.apply
   )
   feed = loop.Feed(
-    task.arrays, task.rows_per_step(fit.batch_size), seed=fit.seed, resident=not fit.stream
+    task.arrays,
+    task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit)),
+    seed=fit.seed,
+    resident=not fit.stream,
   )
   num_steps = fit.epochs * feed.steps_per_epoch
   tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
@@ -365,7 +368,7 @@ def fit_model(
       validate_every=fit.validate_every,
       metric=task.metric,
       patience=fit.patience,
-      min_best_step=round(min_best_share * num_steps),
+      min_best_step=min_best(num_steps),
       steps_per_call=fit.steps_per_call,
       write=write,
       progress=fit.progress,
@@ -375,10 +378,16 @@ def fit_model(
   return Fitted(best, sizes, progress, train_state)
 
 
+def _data_devices(fit: FitConfig) -> int:
+  """How many devices share a batch."""
+  if fit.data_devices is not None:
+    return fit.data_devices
+  return max(1, len(jax.devices()) // (1 if fit.parallel == "pmap" else fit.model_devices))
+
+
 def _mesh(fit: FitConfig):
   """The mesh that the flags ask for, None on a single device."""
-  available = len(jax.devices())
-  data = available // fit.model_devices if fit.data_devices is None else fit.data_devices
+  data = _data_devices(fit)
   if data * fit.model_devices == 1:
     return None
   return parallel.make_mesh(data=data, model=fit.model_devices)

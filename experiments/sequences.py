@@ -13,7 +13,7 @@ from kdjax.data.interactions import Dataset
 from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import MASK, PAD
+from kdjax.types import MASK, PAD, FactoredLogits
 
 LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "bce")
 MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
@@ -59,7 +59,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
 
   def label_term(fit: FitConfig, weight: float) -> Term:
     name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
-    return Term(name, label_loss(name, log_q), weight)
+    return Term(name, label_loss(name, log_q, fit), weight)
 
   def judge(apply, params, part) -> Judgement:
     seen = ranking.histories(dataset, part)
@@ -121,14 +121,25 @@ def sampler(log_q: np.ndarray):
   return sample
 
 
-def label_loss(name: str, log_q: np.ndarray):
+def catalog_logits(logits: FactoredLogits, fit: FitConfig) -> FactoredLogits:
+  """Logits in the type that the flags ask of products with the whole catalogue."""
+  if fit.logits_dtype == "same" or hasattr(logits.table, "rdot"):
+    return logits
+  query, table = (x.astype(fit.logits_dtype) for x in (logits.query, logits.table))
+  return FactoredLogits(query, table, logits.bias)
+
+
+def label_loss(name: str, log_q: np.ndarray, fit: FitConfig):
   """The loss of the queries on their labels, against all items or sampled ones."""
 
   def full(student, teacher, batch):
     del teacher
     labels = batch["labels"]
     return catalog_cross_entropy_loss(
-      student.logits, jnp.maximum(labels, 0), where=labels >= 0, reduce_fn=totals
+      catalog_logits(student.logits, fit),
+      jnp.maximum(labels, 0),
+      where=labels >= 0,
+      reduce_fn=totals,
     )
 
   def sampled(student, teacher, batch):
@@ -165,13 +176,13 @@ def label_loss(name: str, log_q: np.ndarray):
   return full if name == "cross_entropy" else sampled
 
 
-def distill_term(distill: DistillConfig) -> Term:
+def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
   """Softened KL over the catalogue at every labelled position, or its alternatives."""
 
   def kl(student, teacher, batch):
     return catalog_kl_loss(
-      student.logits,
-      teacher.logits,
+      catalog_logits(student.logits, fit),
+      catalog_logits(teacher.logits, fit),
       temperature=distill.temperature,
       where=batch["labels"] >= 0,
       reduce_fn=totals,

@@ -49,7 +49,7 @@ class Task(NamedTuple):
     sizes: the sizes that the data decides, such as `num_items`.
     augment: `(fit) -> (batch, key) -> batch`, or None where nothing is drawn.
     label_term: `(fit, weight) -> Term`.
-    distill_term: `(distill) -> Term`.
+    distill_term: `(distill, fit) -> Term`.
     metric: the validation metric that decides, the greater the better.
     judge: `(apply, params, part) -> Judgement` with part `valid` or `test`.
     serve: `(apply) -> (params, request) -> answer`, what is timed.
@@ -62,16 +62,16 @@ class Task(NamedTuple):
   sizes: Sizes
   augment: Callable[[FitConfig], Callable[[Batch, Array], Batch] | None]
   label_term: Callable[[FitConfig, float], Term]
-  distill_term: Callable[[DistillConfig], Term]
+  distill_term: Callable[[DistillConfig, FitConfig], Term]
   metric: str
   judge: Callable[[Apply, Params, str], Judgement]
   serve: Callable[[Apply], Callable[[Params, Any], Any]]
   request: Callable[[int], Any]
 
-  def rows_per_step(self, batch_size: int) -> int:
-    """How many rows hold `batch_size` examples on average."""
+  def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
+    """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""
     rows = len(next(iter(self.arrays.values())))
-    return max(1, round(batch_size * rows / self.num_examples))
+    return multiple * max(1, round(batch_size * rows / self.num_examples / multiple))
 
   def example(self, count: int = 2) -> dict[str, np.ndarray]:
     """A few rows, to initialise a model with."""

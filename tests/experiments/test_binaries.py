@@ -1,0 +1,261 @@
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from experiments import compress, distill, evaluate, prune, quantize, report, runs, train
+from experiments.config import PruneConfig
+from kdjax import quant
+from kdjax.report import ResultError
+
+FAMILIES = ("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A trained teacher of every family that a test asks for, trained once."""
+  folder = tmp_path_factory.mktemp("teachers")
+
+  def get(family="sasrec"):
+    train.run(tiny.train_config(family), folder / family)
+    return folder / family
+
+  return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_and_distils(trained, tmp_path, family):
+  teacher = trained(family)
+  result = distill.run(tiny.distill_config(teacher, family), tmp_path / "student")
+  metric = result["quality"][result["metric"]]["value"]
+  assert 0 <= metric <= 1
+  assert result["size"]["bytes"] == (tmp_path / "student" / "model.safetensors").stat().st_size
+  big = json.loads((teacher / "result.json").read_text())
+  assert result["size"]["parameters"] < big["size"]["parameters"]
+  lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
+  assert len(lines) == tiny.FIT.epochs
+  assert any(name.startswith("train/distill") for name in json.loads(lines[0]))
+
+
+@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "ncf", "mlp"])
+def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
+  teacher = trained(family)
+  options = PruneConfig(sparsity=0.6, keep_mlp=0.5, mask_every=1)
+  config = prune.Config(str(teacher), str(teacher), prune=options, fit=tiny.FIT)
+  pruned = prune.run(config, tmp_path / "pruned")
+  assert pruned["training"]["sparsity"] == pytest.approx(0.6, abs=0.02)
+  before = json.loads((teacher / "result.json").read_text())["size"]
+  assert pruned["size"]["parameters"] < before["parameters"]
+  int8 = quantize.run(quantize.Config(str(tmp_path / "pruned")), tmp_path / "int8")
+  assert int8["size"]["bytes"] < pruned["size"]["bytes"] < before["bytes"]
+  params = runs.load_model(tmp_path / "int8", flag="--").params
+  leaves = jax.tree.leaves(params, is_leaf=quant.is_qtensor)
+  assert any(quant.is_qtensor(leaf) for leaf in leaves)
+
+
+def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsys):
+  result = compress.run(tiny.compress_config(), tmp_path)
+  names = [row["name"] for row in result["rows"]]
+  assert names == [
+    "teacher",
+    *(n for n in ("alone", "distilled", "+ pruned", "+ int8") for _ in "01"),
+  ]
+  table = (tmp_path / "table.md").read_text()
+  assert table.count("\n") == 2 + 5
+  for column in (
+    "ndcg@10",
+    "gap recovered",
+    "parameters",
+    "MB",
+    "MACs",
+    "p50",
+    "p99",
+    "requests/s",
+  ):
+    assert column in table
+  assert table in capsys.readouterr().out
+  for plot in ("quality_bytes", "quality_latency", "training"):
+    assert (tmp_path / "plots" / f"{plot}.png").read_bytes()[:4] == b"\x89PNG"
+  for row in result["rows"]:
+    assert row["cost"]["num_bytes"] == row["size"]["bytes"]
+    assert row["cost"]["latency_p50_ms"] <= row["cost"]["latency_p99_ms"]
+  agreement = next(row for row in result["rows"] if row["name"] == "distilled")["agreement"]
+  assert set(agreement) == {"overlap@10", "kl", "kendall@10"}
+  # A stage that is done is not done again; one that is lost is.
+  (tmp_path / "result.json").unlink()
+  shutil.rmtree(tmp_path / "int8-seed1")
+  shutil.rmtree(tmp_path / "evaluation")
+  stamp = (tmp_path / "teacher" / "result.json").stat().st_mtime_ns
+  again = compress.run(tiny.compress_config(), tmp_path)
+  assert (tmp_path / "teacher" / "result.json").stat().st_mtime_ns == stamp
+  quality = [[row["quality"] for row in r["rows"]] for r in (result, again)]
+  assert quality[0] == quality[1]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained, tmp_path):
+  config = tiny.train_config()
+  train.run(config, tmp_path / "again")
+  train.run(tiny.train_config(seed=1), tmp_path / "other")
+  same, again, other = (
+    runs.load_model(path, flag="--").params
+    for path in (trained(), tmp_path / "again", tmp_path / "other")
+  )
+  equal = lambda a, b: all(  # noqa: E731
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+  assert equal(same, again)
+  assert not equal(same, other)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"stream": True}, {"accumulate": 2}, {"dtype": "bfloat16"}, {"logits_dtype": "bfloat16"},
+    {"parallel": "pmap", "data_devices": 2}, {"data_devices": 2, "model_devices": 4},
+    {"label_loss": "sampled_softmax"}, {"label_loss": "bpr"}, {"label_loss": "bce"},
+    {"optimizer": "lion", "schedule": "cosine", "clip_norm": 1.0, "weight_decay": 0.1},
+  ],
+  ids=lambda options: next(iter(options)) + "=" + str(next(iter(options.values()))),
+)  # fmt: skip
+def test_training_options(tmp_path, options):
+  result = train.run(tiny.train_config(**options), tmp_path)
+  assert result["training"]["steps"] > 0
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse", "bernoulli_kl"])
+def test_distillation_losses_with_a_hint(trained, tmp_path, loss):
+  config = tiny.distill_config(trained(), distill_loss=loss, hint_weight=0.1, temperature=2.0)
+  distill.run(config, tmp_path)
+  line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+  assert {f"train/distill_{loss}", "train/hint", "train/cross_entropy"} <= set(line)
+  params = runs.load_model(tmp_path, flag="--").params
+  assert "helpers" not in params
+  assert "student" not in params
+
+
+def test_evaluate_and_report(trained, tmp_path, capsys):
+  distill.run(tiny.distill_config(trained()), tmp_path / "student")
+  config = evaluate.Config(
+    models=(str(trained()), str(tmp_path / "student")), names=("teacher", "small"), requests=3,
+    batches=2, sampled_negatives=5,
+  )  # fmt: skip
+  result = evaluate.run(config, tmp_path / "eval")
+  assert {"difference", "low", "high", "p_value"} <= set(result["rows"][1]["against_teacher"])
+  assert all(name.startswith("sampled5_") for name in result["rows"][1]["sampled"])
+  readme = tmp_path / "README.md"
+  readme.write_text("before\n<!-- begin t -->\nold\n<!-- end t -->\nafter\n")
+  report.run(
+    report.Config(runs=(str(tmp_path / "eval"),), markdown=str(readme), block="t"),
+    tmp_path / "report",
+  )
+  assert "| small |" in readme.read_text()
+  assert "old" not in readme.read_text()
+  assert (tmp_path / "report" / "quality_bytes.png").exists()
+  assert "| small |" in capsys.readouterr().out
+
+
+def test_a_workdir_of_other_flags_is_refused(trained):
+  with pytest.raises(runs.WorkdirError, match=r"--seed was 0, is 7"):
+    train.run(tiny.train_config(seed=7), trained())
+
+
+@pytest.mark.parametrize("make", [
+  lambda folder: distill.run(tiny.distill_config(folder / "nothing"), folder / "x"),
+  lambda folder: quantize.run(quantize.Config(str(folder / "nothing")), folder / "x"),
+  lambda folder: prune.run(prune.Config(str(folder / "nothing")), folder / "x"),
+  lambda folder: evaluate.run(evaluate.Config((str(folder / "nothing"),)), folder / "x"),
+])  # fmt: skip
+def test_a_missing_model_names_the_flag(tmp_path, make):
+  with pytest.raises(runs.WorkdirError, match=r"--(teacher|model_dir|models): no model"):
+    make(tmp_path)
+
+
+def test_a_missing_result_is_named(tmp_path):
+  with pytest.raises(ResultError, match="nothing"):
+    report.run(report.Config(runs=(str(tmp_path / "nothing"),)), tmp_path / "x")
+
+
+def test_a_teacher_of_another_task_or_catalogue_is_refused(trained, tmp_path):
+  with pytest.raises(ValueError, match="pair task"):
+    distill.run(tiny.distill_config(trained("mf")), tmp_path / "a")
+  config = tiny.distill_config(trained())
+  other = dataclasses.replace(tiny.DATA, synthetic_items=30)
+  with pytest.raises(ValueError, match="num_items"):
+    distill.run(dataclasses.replace(config, data=other), tmp_path / "b")
+
+
+def test_flags_that_do_not_fit_are_refused(trained, tmp_path):
+  with pytest.raises(ValueError, match="--label_loss=cross_entropy does not fit --model=mf"):
+    train.run(tiny.train_config("mf", label_loss="cross_entropy"), tmp_path / "a")
+  with pytest.raises(ValueError, match="--heads=3 does not divide --dim=16"):
+    config = tiny.train_config()
+    train.run(
+      dataclasses.replace(config, model=dataclasses.replace(config.model, heads=3)), tmp_path / "b"
+    )
+  with pytest.raises(ValueError, match="the student has no feature 'nope'; it has"):
+    distill.run(
+      tiny.distill_config(trained(), hint_weight=1.0, hint_features="nope:query"), tmp_path / "c"
+    )
+  with pytest.raises(ValueError, match="--keep_heads"):
+    prune.run(
+      prune.Config(str(trained("gru4rec")), prune=PruneConfig(keep_heads=0.5)), tmp_path / "d"
+    )
+  with pytest.raises(ValueError, match="all 0"):
+    distill.run(
+      tiny.distill_config(trained(), label_weight=0.0, distill_weight=0.0), tmp_path / "e"
+    )
+
+
+def binary(job, *arguments, check=True):
+  """Runs a binary as a user does."""
+  root = pathlib.Path(__file__).parents[2]
+  return subprocess.run(
+    [sys.executable, "-m", f"experiments.{job}", *arguments],
+    cwd=root, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, check=check,
+  )  # fmt: skip
+
+
+def test_a_binary_runs_by_flags_and_errors_in_one_line(tmp_path):
+  log = tmp_path / "log.csv"
+  lines = [f"u{u},i{(u * 7 + t * (1 + u % 3)) % 30},{t}" for u in range(40) for t in range(9)]
+  log.write_text("who,what,when\n" + "\n".join(lines) + "\n")
+  arguments = (
+    f"--workdir={tmp_path / 'run'}", f"--dataset={log}", "--user_column=who", "--item_column=what",
+    "--timestamp_column=when", "--epochs=2", "--dim=8", "--layers=1", "--noprogress",
+    "--max_length=8", "--batch_size=8",
+  )  # fmt: skip
+  done = binary("train", *arguments)
+  assert "users 40 | items 30 | interactions 360" in done.stdout
+  assert "test ndcg@10" in done.stdout
+  assert (tmp_path / "run" / "ids").is_dir()
+  failed = binary("train", *arguments, "--dim=16", check=False)
+  assert failed.returncode == 1
+  assert failed.stderr.splitlines()[-1].startswith("error: ")
+  assert "--dim was 8, is 16" in failed.stderr
+  assert "Traceback" not in failed.stderr
+  missing = binary("train", f"--workdir={tmp_path / 'y'}", "--dataset=no/such/log", check=False)
+  assert missing.returncode == 1
+  assert "no/such/log" in missing.stderr
+
+
+@pytest.mark.parametrize("job", ["train", "compress"])
+def test_help_reads_well(job):
+  shown = binary(job, "--help", check=False).stdout
+  assert "--" in shown
+  assert "An interaction log" in shown or "interaction log" in shown
+  assert "learning_rate" in shown
+
+
+def test_changing_only_the_length_of_training_goes_on(tmp_path):
+  train.run(tiny.train_config(), tmp_path)
+  (tmp_path / "result.json").unlink()
+  longer = train.run(tiny.train_config(epochs=4, patience=None), tmp_path)
+  assert longer["training"]["steps"] > 2

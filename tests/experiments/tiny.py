@@ -1,0 +1,54 @@
+"""Configurations small enough to train in seconds."""
+
+from experiments import compress, distill, train
+from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
+
+DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_length=12, max_length=16)
+CLICKS = DataConfig(
+  synthetic_users=60, synthetic_items=40, synthetic_length=12, split="ratio", valid_fraction=0.2,
+  test_fraction=0.2,
+)  # fmt: skip
+FIT = FitConfig(
+  epochs=2, batch_size=16, steps_per_call=4, progress=False, num_negatives=8, data_devices=1
+)
+TEACHER = ModelConfig(dim=16, layers=1, heads=2)
+STUDENT = ModelConfig(dim=8, layers=1, heads=2)
+
+
+def data_for(family):
+  return CLICKS if family == "mlp" else DATA
+
+
+def train_config(family="sasrec", **fit):
+  import dataclasses
+
+  model = dataclasses.replace(TEACHER, model=family)
+  return train.Config(data_for(family), model, dataclasses.replace(FIT, **fit))
+
+
+def distill_config(teacher, family="sasrec", fit=FIT, **options):
+  import dataclasses
+
+  return distill.Config(
+    str(teacher),
+    data_for(family),
+    dataclasses.replace(STUDENT, model=family),
+    DistillConfig(**options),
+    fit,
+  )
+
+
+def compress_config(**options):
+  return compress.Config(
+    seeds=(0, 1),
+    requests=5,
+    batches=2,
+    data=DATA,
+    teacher=TEACHER,
+    teacher_fit=FIT,
+    student=STUDENT,
+    student_fit=FIT,
+    prune=PruneConfig(sparsity=0.5, keep_mlp=0.5),
+    recovery_fit=FIT,
+    **options,
+  )
