@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kdjax import layers
 from kdjax.layers import Attention, Dense, Embed, LayerNorm, dropout, segment_mask
 from kdjax.quant import quantize
 from kdjax.types import MASK, PAD
@@ -130,7 +131,8 @@ def test_segment_mask_golden():
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("num_heads", [1, 3])
-def test_attention_against_a_loop_in_float64(causal, num_heads):
+def test_attention_against_a_loop_in_float64(monkeypatch, causal, num_heads):
+  monkeypatch.setattr(layers, "_chunks", lambda length, *, causal: [(0, 3), (3, 4), (4, length)])
   x = np.asarray(jax.random.normal(KEY, (2, 7, 8)))
   segments = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 3, 3]])
   layer = Attention(num_heads, 4, causal)
@@ -154,3 +156,11 @@ def test_attention_against_a_loop_in_float64(causal, num_heads):
         np.testing.assert_allclose(weights[b, h, i], expected, atol=1e-6)
         out[i, cols] = expected @ v[:, cols]
     np.testing.assert_allclose(y[b], project("out", out), atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (50, 1), (100, 2), (200, 4), (203, 4)])
+def test_causal_chunks_cover_every_query_once(length, count):
+  chunks = layers._chunks(length, causal=True)
+  assert [i for a, b in chunks for i in range(a, b)] == list(range(length))
+  assert len(chunks) == count
+  assert layers._chunks(length, causal=False) == [(0, length)]

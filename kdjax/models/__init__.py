@@ -1,6 +1,35 @@
 """One file a model family; every one is a `Model`, a pair of pure functions."""
 
+from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
+from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
 from kdjax.models.linen import from_linen
-from kdjax.models.sasrec import make_sasrec
+from kdjax.models.mf import make_mf, mf_axes, mf_sizes
+from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
+from kdjax.models.ncf import make_ncf, ncf_axes, ncf_sizes
+from kdjax.models.sasrec import make_sasrec, sasrec_axes, sasrec_sizes
+from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_sizes
 
-__all__ = ["from_linen", "make_sasrec"]
+__all__ = [
+  "bert4rec_axes",
+  "bert4rec_sizes",
+  "from_linen",
+  "gru4rec_axes",
+  "gru4rec_sizes",
+  "make_bert4rec",
+  "make_gru4rec",
+  "make_mf",
+  "make_mlp",
+  "make_ncf",
+  "make_sasrec",
+  "make_two_tower",
+  "mf_axes",
+  "mf_sizes",
+  "mlp_axes",
+  "mlp_sizes",
+  "ncf_axes",
+  "ncf_sizes",
+  "sasrec_axes",
+  "sasrec_sizes",
+  "two_tower_axes",
+  "two_tower_sizes",
+]

@@ -1,5 +1,6 @@
 """The one adapter from Flax Linen modules to `Model`."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,12 @@ def from_linen(module: nn.Module) -> Model:
     return outputs
 
   return Model(init, apply)
+
+
+def sizes_of(module: nn.Module) -> Sizes:
+  """A module's fields but `dtype`: what its `make_<name>` takes to build it again, fit for JSON."""
+  own = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name", "dtype")]
+  return {name: getattr(module, name) for name in own}
 
 
 def per_layer(sizes: int | Sequence[int], num_layers: int) -> tuple[int, ...]:

@@ -1,15 +1,15 @@
 """SASRec: a causal transformer over a user's items that predicts the next one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax.layers import Dropout, Embed, LayerNorm
-from kdjax.models.linen import from_linen, per_layer
-from kdjax.models.transformer import Block
-from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs
+from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
+from kdjax.models.transformer import Block, block_axes, norm_axes, transformer_sizes
+from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
 class SASRec(nn.Module):
@@ -28,7 +28,7 @@ class SASRec(nn.Module):
     dim: width of the residual stream and of the item table.
     num_layers: blocks.
     num_heads: heads of every block, or one number a block.
-    head_dim: columns of a head; None for `dim // num_heads`.
+    head_dim: columns of a head; None for `dim // num_heads` (the most heads of any block).
     mlp_dim: hidden width of every block's feed-forward part, or one number a block; None for
       `dim`, as published.
     dropout: rate on embeddings, attention weights and both residual branches.
@@ -61,7 +61,7 @@ class SASRec(nn.Module):
     heads = per_layer(self.num_heads, num_layers)
     mlp_dims = per_layer(self.mlp_dim or dim, num_layers)
     norm_width = self.norm_width or dim
-    scale = dim**0.5 if self.embedding_scale is None else self.embedding_scale
+    scale = self.scale_of_embedding()
 
     items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
@@ -71,7 +71,7 @@ class SASRec(nn.Module):
     for i in range(num_layers):
       x, features[f"block_{i}_attention"] = Block(
         num_heads=heads[i],
-        head_dim=self.head_dim or dim // heads[i],
+        head_dim=self.width_of_head(),
         mlp_dim=mlp_dims[i],
         causal=True,
         activation=nn.relu,
@@ -84,6 +84,14 @@ class SASRec(nn.Module):
     query = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
     features["query"] = query
     return Outputs(FactoredLogits(query, items.table()), features)
+
+  def width_of_head(self) -> int:
+    """`head_dim`, or what it is when not given."""
+    return self.head_dim or self.dim // max(per_layer(self.num_heads, self.num_layers), default=1)
+
+  def scale_of_embedding(self) -> float:
+    """`embedding_scale`, or what it is when not given."""
+    return self.dim**0.5 if self.embedding_scale is None else self.embedding_scale
 
 
 def make_sasrec(**sizes: Any) -> Model:
@@ -109,3 +117,24 @@ def make_sasrec(**sizes: Any) -> Model:
     (1, 4, 10)
   """
   return from_linen(SASRec(**sizes))
+
+
+def sasrec_axes(sizes: Sizes) -> Params:
+  """Names the axes of its params, for `kdjax.prune.shrink`: `dim`, `block_0/heads`, `block_0/mlp`.
+
+  Shrunk outputs equal masked outputs for all three: `LayerNorm` keeps dividing by the old width.
+  """
+  module = SASRec(**sizes)
+  head_dim = module.width_of_head()
+  names = [f"block_{i}" for i in range(module.num_layers)]
+  return {
+    "item_embedding": {"embedding": (None, "dim")},
+    "position_embedding": {"embedding": (None, "dim")},
+    "norm": norm_axes(),
+  } | {name: block_axes(name, head_dim) for name in names}
+
+
+def sasrec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
+  """The sizes with which `make_sasrec` takes `params` that were shrunk from `sizes`."""
+  module = SASRec(**sizes)
+  return sizes_of(module) | transformer_sizes(params, module)

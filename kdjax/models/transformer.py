@@ -1,17 +1,22 @@
-"""The pre-norm transformer block that the sequence models share."""
+"""The pre-norm transformer blocks that the sequence models share, and their axes as data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax.layers import Attention, Dense, Dropout, LayerNorm
-from kdjax.types import Array
+from kdjax.models.linen import Sizes, collapse
+from kdjax.prune.shrink import Axis
+from kdjax.types import Array, Params
 
 
 class Block(nn.Module):
-  """`x += drop(attention(norm_1(x)))`, then `x += drop(down(drop(activation(up(norm_2(x))))))`."""
+  """`x += drop(attention(norm_1(x)))`, then `x += drop(down(drop(activation(up(norm_2(x))))))`.
+
+  Features of its own it names none: the model that holds it does.
+  """
 
   num_heads: int
   head_dim: int
@@ -39,3 +44,51 @@ class Block(nn.Module):
     y = Dropout(drop, name="dropout_2")(self.activation(y))
     y = Dense(x.shape[-1], dtype=self.dtype, name="down")(y)
     return x + Dropout(drop, name="dropout_3")(y), weights
+
+
+def block_axes(name: str, head_dim: int) -> Params:
+  """The axes of a `Block` called `name`: `dim`, `<name>/heads` (grouped by head), `<name>/mlp`."""
+  heads, mlp = Axis(f"{name}/heads", group=head_dim), f"{name}/mlp"
+  into_heads = {"kernel": ("dim", heads), "bias": (heads,)}
+  return {
+    "norm_1": norm_axes(),
+    "attention": {
+      "query": into_heads,
+      "key": into_heads,
+      "value": into_heads,
+      "out": {"kernel": (heads, "dim"), "bias": ("dim",)},
+    },
+    "norm_2": norm_axes(),
+    "up": {"kernel": ("dim", mlp), "bias": (mlp,)},
+    "down": {"kernel": (mlp, "dim"), "bias": ("dim",)},
+  }
+
+
+def norm_axes() -> Params:
+  """The axes of a `LayerNorm` on the residual stream."""
+  return {"scale": ("dim",), "bias": ("dim",)}
+
+
+def transformer_sizes(params: Mapping[str, Any], module: Any) -> Sizes:
+  """The sizes that shrinking changes, read off the shapes of `params`.
+
+  Args:
+    params: of a model with `item_embedding`, `position_embedding` and blocks `block_0`, ...
+    module: that model before shrinking: its `dim`, `head_dim`, scale and norm width are kept.
+
+  Returns:
+    `dim`, `num_layers`, `num_heads`, `head_dim`, `mlp_dim`, `embedding_scale`, `norm_width`.
+  """
+  num_layers = sum(name.startswith("block_") for name in params)
+  blocks = [params[f"block_{i}"] for i in range(num_layers)]
+  head_dim = module.width_of_head()
+  heads = [b["attention"]["query"]["kernel"].shape[1] // head_dim for b in blocks]
+  return {
+    "dim": params["item_embedding"]["embedding"].shape[1],
+    "num_layers": num_layers,
+    "num_heads": collapse(heads),
+    "head_dim": head_dim,
+    "mlp_dim": collapse([b["up"]["kernel"].shape[1] for b in blocks]),
+    "embedding_scale": module.scale_of_embedding(),
+    "norm_width": module.norm_width or module.dim,
+  }

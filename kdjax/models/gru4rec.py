@@ -1,0 +1,159 @@
+"""GRU4Rec: gated recurrent layers over a user's items that predict the next one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.layers import Dense, Dropout, Embed
+from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
+from kdjax.prune.shrink import Axis
+from kdjax.quant.dot import dot
+from kdjax.quant.qtensor import is_qtensor
+from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
+
+
+class GRU(nn.Module):
+  r"""One gated recurrent layer over packed rows; the state starts at 0 in every segment.
+
+  $r = \sigma(x W_r + b_r + h U_r + c_r)$, $z = \sigma(x W_z + b_z + h U_z + c_z)$,
+  $n = \tanh(x W_n + b_n + r \odot (h U_n + c_n))$, $h' = (1 - z) \odot n + z \odot h$.
+
+  `input` is `[W_r W_z W_n]` with its biases, applied to all positions in one product;
+  `recurrent_kernel` `[H, 3H]` is `[U_r U_z U_n]`, `recurrent_bias` `[3H]` the c. Gates and state
+  are float32.
+
+  Reference:
+    K. Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, EMNLP 2014,
+    arXiv:1406.1078, with the reset gate after the product, as cuDNN and PyTorch have it.
+  """
+
+  hidden_dim: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, start: Array) -> Array:
+    """`x` float `[B, L, in]`, `start` bool `[B, L]` where a segment starts, to `[B, L, H]`."""
+    size, dtype = self.hidden_dim, self.dtype
+    given = Dense(3 * size, dtype=dtype, name="input")(x)
+    kernel = self.param("recurrent_kernel", _orthogonal_gates, (size, 3 * size))
+    bias = jnp.asarray(self.param("recurrent_bias", nn.initializers.zeros, (3 * size,)))
+    kernel = kernel if is_qtensor(kernel) else kernel.astype(dtype)
+
+    def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+      gates, fresh = now
+      state = jnp.where(fresh[:, None], 0.0, state)
+      own = dot(state.astype(dtype), kernel).astype(jnp.float32) + bias[None]
+      gates = gates.astype(jnp.float32)
+      reset, update = jnp.split(
+        jax.nn.sigmoid(gates[:, : 2 * size] + own[:, : 2 * size]), 2, axis=1
+      )
+      new = jnp.tanh(gates[:, 2 * size :] + reset * own[:, 2 * size :])
+      state = (1 - update) * new + update * state
+      return state, state.astype(dtype)
+
+    zero = jnp.zeros([x.shape[0], size], jnp.float32)
+    _, states = jax.lax.scan(step, zero, (given.swapaxes(0, 1), start.swapaxes(0, 1)))
+    return states.swapaxes(0, 1)
+
+
+def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+  """Three orthogonal matrices side by side."""
+  size, orthogonal = shape[0], nn.initializers.orthogonal()
+  gates = jax.vmap(lambda k: orthogonal(k, (size, size), dtype))(jax.random.split(key, 3))
+  return gates.swapaxes(0, 1).reshape(shape)
+
+
+class GRU4Rec(nn.Module):
+  r"""Recurrent layers on packed rows; tied to its own item table.
+
+  $\text{query} = h W + b$ with h the state of the last layer, $\text{logits} = \text{query}\,
+  E^\top$. Reads `items` and `positions` int `[B, L]`; a position 0 starts a segment.
+
+  Features: `embedding` `[B, L, dim]`, `layer_0`, ... `[B, L, hidden_dim]`, `query` `[B, L, dim]`.
+
+  Attributes:
+    num_items: V, the catalogue.
+    dim: width of the item table and the query.
+    hidden_dim: width of every layer's state, or one number a layer; None for `dim`.
+    num_layers: recurrent layers.
+    dropout: rate on embeddings and every layer's output.
+    dtype: of the computation; gates and states stay float32.
+
+  Reference:
+    B. Hidasi et al., Session-based Recommendations with Recurrent Neural Networks, ICLR 2016,
+    arXiv:1511.06939. Deviation: input and output share one item table, as the authors later
+    recommend (B. Hidasi, A. Karatzoglou, CIKM 2018, arXiv:1706.03847, "constrained embeddings").
+  """
+
+  num_items: int
+  dim: int = 64
+  hidden_dim: int | Sequence[int] | None = None
+  num_layers: int = 1
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, batch: Batch) -> Outputs:
+    start = batch["positions"] == 0
+    init = nn.initializers.normal(self.dim**-0.5)
+    items = Embed(
+      self.num_items, self.dim, dtype=self.dtype, embedding_init=init, name="item_embedding"
+    )
+    x = items(batch["items"])
+    features: dict[str, Array] = {"embedding": x}
+    x = Dropout(self.dropout, name="dropout")(x)
+    for i, size in enumerate(per_layer(self.hidden_dim or self.dim, self.num_layers)):
+      x = GRU(size, dtype=self.dtype, name=f"layer_{i}")(x, start)
+      features[f"layer_{i}"] = x
+      x = Dropout(self.dropout, name=f"dropout_{i}")(x)
+    query = Dense(self.dim, dtype=self.dtype, name="out")(x)
+    features["query"] = query
+    return Outputs(FactoredLogits(query, items.table()), features)
+
+
+def make_gru4rec(**sizes: Any) -> Model:
+  """A GRU4Rec as a pair of pure functions.
+
+  Args:
+    sizes: the fields of `GRU4Rec`; only `num_items` has no default.
+
+  Returns:
+    Model on packed rows; `apply` gives `FactoredLogits` of `[B, L, dim]` queries.
+
+  Raises:
+    TypeError: if a size has another name. ValueError: by `init`, if there are more or fewer sizes
+      than layers.
+  """
+  return from_linen(GRU4Rec(**sizes))
+
+
+def gru4rec_axes(sizes: Sizes) -> Params:
+  """Names the axes of its params, for `kdjax.prune.shrink`: `dim` and `layer_0/hidden`, ...
+
+  A unit whose weights are 0 keeps the state 0, so shrunk outputs equal masked outputs.
+  """
+  module = GRU4Rec(**sizes)
+  axes: dict[str, Any] = {"item_embedding": {"embedding": (None, "dim")}}
+  below = "dim"
+  for i in range(module.num_layers):
+    hidden = f"layer_{i}/hidden"
+    gates = Axis(hidden, repeat=3)
+    axes[f"layer_{i}"] = {
+      "input": {"kernel": (below, gates), "bias": (gates,)},
+      "recurrent_kernel": (hidden, gates),
+      "recurrent_bias": (gates,),
+    }
+    below = hidden
+  return axes | {"out": {"kernel": (below, "dim"), "bias": ("dim",)}}
+
+
+def gru4rec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
+  """The sizes with which `make_gru4rec` takes `params` that were shrunk from `sizes`."""
+  num_layers = sum(name.startswith("layer_") for name in params)
+  hidden = [params[f"layer_{i}"]["recurrent_kernel"].shape[0] for i in range(num_layers)]
+  dim = params["item_embedding"]["embedding"].shape[1]
+  new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": num_layers}
+  return sizes_of(GRU4Rec(**sizes)) | new

@@ -1,0 +1,146 @@
+"""Every model family at a tiny size: what the tests of all models run over."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import models
+from kdjax.tree import map_with_path
+from kdjax.types import MASK, PAD, Model, Outputs, Params, Path
+
+KEY = jax.random.key(0)
+U, V, D, L = 5, 11, 8, 6  # Users, items, width, positions.
+
+
+class Family(NamedTuple):
+  make: Callable[..., Model]
+  axes: Callable[..., Params]
+  new_sizes: Callable[..., dict[str, Any]]
+  sizes: dict[str, Any]
+  batch: dict[str, Any]
+  count: int  # Parameters, by the formula next to it.
+
+
+def packed(users: list[list[int]], length: int) -> dict[str, Any]:
+  """One row that holds all histories, and a row with the first alone."""
+  rows = np.full([2, length], PAD), np.zeros([2, length], int), np.zeros([2, length], int)
+  for row, histories in enumerate([users, users[:1]]):
+    start = 0
+    for i, items in enumerate(histories):
+      span = slice(start, start + len(items))
+      rows[0][row, span], rows[1][row, span] = items, i + 1
+      rows[2][row, span] = range(len(items))
+      start += len(items)
+  return dict(zip(("items", "segments", "positions"), map(jnp.asarray, rows), strict=True))
+
+
+SEQUENCES = packed([[3, 1, 4, 1], [5, 9, 2], [6]], 10)
+MASKED = SEQUENCES | {"items": SEQUENCES["items"].at[0, 2].set(MASK).at[1, 3].set(MASK)}
+FEATURES = SEQUENCES | {"item_features": jax.random.normal(KEY, (V, 3))}
+PAIRS = {"user": jnp.array([0, 4, 2])}
+CANDIDATES = PAIRS | {"candidates": jnp.array([[0, 1], [10, 3], [7, 7]])}
+CLICKS = {
+  "dense": jax.random.normal(KEY, (4, 3)),
+  "categorical": jnp.array([[0, 1], [3, 0], [2, PAD], [1, 1]]),
+}
+
+norm = 2 * D
+attention = 4 * D * D + 4 * D  # H * head_dim = D.
+
+
+def block(mlp_dim: int) -> int:
+  return 2 * norm + attention + D * mlp_dim + mlp_dim + mlp_dim * D + D
+
+
+def _family(name: str, sizes: dict[str, Any], batch: dict[str, Any], count: int) -> Family:
+  get = lambda pattern: getattr(models, pattern.format(name))  # noqa: E731
+  return Family(get("make_{}"), get("{}_axes"), get("{}_sizes"), sizes, batch, count)
+
+
+FAMILIES = {
+  "sasrec": _family(
+    "sasrec",
+    {"num_items": V, "max_length": L, "dim": D, "num_heads": 2, "mlp_dim": 12},
+    SEQUENCES,
+    V * D + L * D + 2 * block(12) + norm,
+  ),
+  "bert4rec": _family(
+    "bert4rec",
+    {"num_items": V, "max_length": L, "dim": D},
+    MASKED,
+    V * D + V + D + L * D + 2 * block(4 * D) + norm + (D * D + D) + norm,
+  ),
+  "gru4rec": _family(
+    "gru4rec",
+    {"num_items": V, "dim": D, "hidden_dim": (6, 7), "num_layers": 2},
+    SEQUENCES,
+    V * D + 3 * 6 * (D + 6 + 2) + 3 * 7 * (6 + 7 + 2) + 7 * D + D,
+  ),
+  "mf": _family("mf", {"num_users": U, "num_items": V, "dim": D}, PAIRS, U * D + V * D + V),
+  "ncf": _family(
+    "ncf",
+    {"num_users": U, "num_items": V, "dim": D, "mlp_dim": 6, "hidden": (7, 5)},
+    PAIRS,
+    (U + V) * D + D + 1 + (U + V) * 6 + 2 * 6 * 7 + 7 + 7 * 5 + 5 + 5,
+  ),
+  "ncf_candidates": _family(
+    "ncf",
+    {"num_users": U, "num_items": V, "dim": D, "hidden": ()},
+    CANDIDATES,
+    (U + V) * D + D + 1,
+  ),
+  "two_tower": _family(
+    "two_tower",
+    {"num_items": V, "dim": D, "hidden": (7,), "item_hidden": (5,), "out_dim": 6},
+    SEQUENCES,
+    V * D + (D * 7 + 7 + 7 * 6 + 6) + (D * 5 + 5 + 5 * 6 + 6),
+  ),
+  "two_tower_features": _family(
+    "two_tower",
+    {"num_items": V, "dim": D, "hidden": (), "normalize": True, "temperature": 0.5},
+    FEATURES,
+    V * D + 3 * D + D + 2 * (D * D + D),
+  ),
+  "mlp": _family(
+    "mlp",
+    {"num_dense": 3, "cardinalities": (4, 2), "dim": D, "hidden": (7, 5)},
+    CLICKS,
+    6 * D + 2 * D * 7 + 3 * 7 + 7 + 7 * 5 + 5 + 5 + 1,
+  ),
+  "mlp_linear": _family(
+    "mlp", {"num_dense": 3, "cardinalities": (4, 2), "hidden": ()}, CLICKS, 6 + 3 + 1
+  ),
+}
+
+
+def logits(outputs: Any) -> jax.Array:
+  """Logits as an array, factored or not."""
+  return outputs.logits.dense() if hasattr(outputs.logits, "dense") else outputs.logits
+
+
+@functools.cache
+def fresh(name: str) -> tuple[Callable[..., Outputs], Params]:
+  """A family's compiled `apply`, and parameters none of which is 0 or 1."""
+  family = FAMILIES[name]
+  model = family.make(**family.sizes)
+  return jax.jit(model.apply), noise(shapes(model, family.batch))
+
+
+def shapes(model: Model, batch: dict[str, Any]) -> Params:
+  """The parameters' shapes and types, without computing them."""
+  return jax.eval_shape(model.init, KEY, batch)
+
+
+def noise(tree: Params) -> Params:
+  """Normal noise of the shapes of `tree`, around 1 for scales."""
+  generator = np.random.default_rng(8)
+
+  def draw(path: Path, leaf: Any) -> jax.Array:
+    values = generator.normal(float(path[-1] == "scale"), 0.3, leaf.shape)
+    return jnp.asarray(values.astype(np.float32))
+
+  return map_with_path(draw, tree)
