@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = {"types", "tree", "reduce"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
-MODELS = BASE | {"quant", "layers"}
+MODELS = BASE | {"prune", "quant", "layers"}  # Models declare how they are pruned and quantized.
 RUNNERS = BASE | TOOLS | {"layers", "models", "data", "cost", "store"}
 
 # Unit of kdjax -> the other units it may import. `__init__` of the package is empty of imports.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from kdjax.losses.common import FLOOR
 from kdjax.types import Array, FactoredLogits
 
-_BLOCK = 3 * 2**19  # Logits in a block, about 6 MB: measured best on CPUs with 2 MB of L2 a core.
+_BLOCK = 2**20  # Logits in a block, 4 MB: measured best on CPUs with 2 MB of L2 a core.
 _WHOLE = 16384  # Up to so many items, a block holds the whole catalogue.
 _TOKENS = 1024  # Tokens in a block otherwise.
 
