@@ -136,9 +136,9 @@ def test_attention_against_a_loop_in_float64(monkeypatch, causal, num_heads):
   x = np.asarray(jax.random.normal(KEY, (2, 7, 8)))
   segments = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 3, 3]])
   layer = Attention(num_heads, 4, causal)
-  params = layer.init(KEY, x, segments)
+  params = jax.jit(layer.init)(KEY, x, segments)
   params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)
-  y, weights = layer.apply(params, x, segments)
+  y, weights = jax.jit(layer.apply)(params, x, segments)
   assert weights.shape == (2, num_heads, 7, 7)
 
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
