@@ -20,7 +20,6 @@ from kdjax import models
 from kdjax import prune as pruning
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
-from kdjax.prune import shrink as shrinking
 from kdjax.tree import is_matrix, leaves_with_path, under
 from kdjax.types import Params, Path, Select
 
@@ -112,13 +111,13 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
   if all(share == 1 for share in shares.values()):
     return source.params, source.sizes
   axes = getattr(models, f"{source.family}_axes")(source.sizes)
-  units = shrinking.axis_sizes(source.params, axes)
+  units = pruning.axis_sizes(source.params, axes)
   keep = {name: max(1, round(shares[flag_of(name)] * count)) for name, count in units.items()}
   for flag, share in shares.items():
     if share < 1 and flag not in map(flag_of, units):
       raise ValueError(f"{flag}={share}: a {source.family} has only {', '.join(sorted(units))}")
-  scores = shrinking.axis_scores(source.params, axes, pruning.magnitude(source.params))
-  params = shrinking.take_axes(source.params, axes, shrinking.choose(scores, keep))
+  scores = pruning.axis_scores(source.params, axes, pruning.magnitude(source.params))
+  params = pruning.take_axes(source.params, axes, pruning.choose(scores, keep))
   return params, getattr(models, f"{source.family}_sizes")(params, source.sizes)
 
 

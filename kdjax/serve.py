@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,14 +98,13 @@ def encode_histories(
   calls = -(-num_rows // rows_per_call)
   cuts = np.searchsorted(places, np.arange(calls + 1) * cell)
   most = int(np.diff(cuts).max(initial=1))
-  encode = _encoder(apply)
   queries, logits = None, None
   for call in range(calls):
     first, stop = cuts[call], cuts[call + 1]
     chosen = np.zeros(most, np.int32)
     chosen[: stop - first] = places[first:stop] - call * cell
     batch = {name: _block(values, call, rows_per_call, name) for name, values in rows.items()}
-    logits = encode(params, batch, chosen)
+    logits = _encode(apply, params, batch, chosen)
     query = np.asarray(logits.query[: stop - first])
     if queries is None:
       queries = np.zeros((len(offsets) - 1, query.shape[1]), query.dtype)
@@ -116,16 +114,12 @@ def encode_histories(
   return FactoredLogits(jnp.asarray(queries), logits.table, logits.bias)
 
 
-@functools.cache
-def _encoder(apply: Any) -> Any:
-  """Jitted once for each model, however often it is evaluated."""
-
-  def encode(params, batch, chosen):
-    logits = apply(params, batch).logits
-    query = logits.query.reshape(-1, logits.query.shape[-1])[chosen]
-    return FactoredLogits(query, logits.table, logits.bias)
-
-  return jax.jit(encode)
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(apply, params, batch, chosen) -> FactoredLogits:
+  """Compiled once for each model, however often it is evaluated."""
+  logits = apply(params, batch).logits
+  query = logits.query.reshape(-1, logits.query.shape[-1])[chosen]
+  return FactoredLogits(query, logits.table, logits.bias)
 
 
 def _block(values: np.ndarray, call: int, size: int, name: str) -> np.ndarray:

@@ -5,26 +5,42 @@ from kdjax.prune.distributions import erdos_renyi_kernel, global_sparsity, unifo
 from kdjax.prune.masks import apply_masks, make_masks, measure_sparsity
 from kdjax.prune.patterns import n_m, unstructured
 from kdjax.prune.schedules import Cubic, OneShot, Schedule, cubic, one_shot
+from kdjax.prune.shrink import (
+  Axis,
+  axis_scores,
+  axis_sizes,
+  choose,
+  mask_axes,
+  take_axes,
+  take_layers,
+)
 from kdjax.prune.transform import PruneState, find_masks, prune
 
 __all__ = [
+  "Axis",
   "Cubic",
   "OneShot",
   "PruneState",
   "Schedule",
   "apply_masks",
+  "axis_scores",
+  "axis_sizes",
+  "choose",
   "cubic",
   "erdos_renyi_kernel",
   "find_masks",
   "global_sparsity",
   "magnitude",
   "make_masks",
+  "mask_axes",
   "measure_sparsity",
   "n_m",
   "one_shot",
   "prune",
   "random",
   "saliency",
+  "take_axes",
+  "take_layers",
   "uniform",
   "unstructured",
 ]

@@ -1,0 +1,42 @@
+"""One pure step, and everything that runs it: runners, loop, checkpoints, writers."""
+
+from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
+from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
+from kdjax.train.objective import Objective, Term, make_objective, student_params
+from kdjax.train.parallel import jit_runner, make_mesh, pmap_runner, shardings
+from kdjax.train.state import TrainState, init_state
+from kdjax.train.step import make_train_step
+from kdjax.train.writers import (
+  join,
+  jsonl_writer,
+  read_jsonl,
+  tensorboard_writer,
+  wandb_writer,
+)
+
+__all__ = [
+  "CheckpointError",
+  "Checkpoints",
+  "Feed",
+  "Interrupted",
+  "NonFiniteError",
+  "Objective",
+  "Progress",
+  "Term",
+  "TrainState",
+  "fit",
+  "init_state",
+  "join",
+  "jit_runner",
+  "jsonl_writer",
+  "make_mesh",
+  "make_objective",
+  "make_train_step",
+  "open_checkpoints",
+  "pmap_runner",
+  "read_jsonl",
+  "shardings",
+  "student_params",
+  "tensorboard_writer",
+  "wandb_writer",
+]
