@@ -4,6 +4,14 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
+# A budget that the embedded data needs no more than: about two minutes on two cores.
+DEMO := --teacher_dim=64 --teacher_layers=1 --teacher_epochs=20 --teacher_batch_size=64 \
+  --teacher_learning_rate=3e-3 --teacher_schedule=cosine \
+  --student_dim=32 --student_layers=1 --student_mlp_dim=32 --student_epochs=20 \
+  --student_batch_size=64 --student_learning_rate=3e-3 --student_schedule=cosine \
+  --recovery_epochs=8 --recovery_batch_size=64 --recovery_learning_rate=1e-3 \
+  --recovery_schedule=cosine --label_weight=0.2 --distill_weight=0.8
+
 .PHONY: demo test lint format clean
 .DELETE_ON_ERROR:
 
@@ -14,7 +22,7 @@ $(STAMP): setup.py pyproject.toml
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python -m experiments.compress --workdir=runs/demo
+	$(BIN)/python -m experiments.compress --workdir=runs/demo $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -45,7 +45,7 @@ class DataConfig:
   all_windows: bool = option(
     True, "Train on every window of a history longer than --max_length, not only the last."
   )
-  synthetic_users: int = option(2000, "Users of the embedded data.", lower=1)
+  synthetic_users: int = option(1500, "Users of the embedded data.", lower=1)
   synthetic_items: int = option(1000, "Items of the embedded data.", lower=2)
   synthetic_length: int = option(40, "Mean history length of the embedded data.", lower=1)
   data_seed: int = option(0, "Seed of the embedded data and of the packing of rows.")

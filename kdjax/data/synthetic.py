@@ -200,24 +200,32 @@ class _World:
     branch = np.searchsorted(_BRANCHES, rng.random(size))
     chance = _hash01(self.seed, source, taste, branch)
     follow = mode < self.succession
-    # One inverse-Zipf for all three cases: a hash makes the draw a law, a random number a whim.
-    rank_chance = np.where(follow, chance, rng.random(size))
     anywhere = rng.integers(self.num_tastes, size=size, dtype=np.int32)
     taste = np.where(mode >= 1 - self.noise, anywhere, taste)
-    return self._item(taste, rank_chance)
+    # Successors are spread evenly: if all of them were hits, few dimensions would tell them apart.
+    even = self._item_at(taste, chance * self._count(taste))
+    return np.where(follow, even, self._draw(taste, rng))
 
   def _draw(self, taste, rng) -> np.ndarray:
     return self._item(taste, rng.random(len(taste)))
 
   def _item(self, taste, chance) -> np.ndarray:
-    """The item of a taste at a quantile of its popularity; item = rank * num_tastes + taste."""
-    count = (self.num_items - 1 - taste) // self.num_tastes + 1.0
+    """The item of a taste at a quantile of its popularity."""
+    count = self._count(taste)
     if self.zipf == 1:
       rank = (count + 1) ** chance - 1
     else:
       power = 1 - self.zipf
       rank = (((count + 1) ** power - 1) * chance + 1) ** (1 / power) - 1
-    rank = np.minimum(rank.astype(np.int64), count.astype(np.int64) - 1)
+    return self._item_at(taste, rank)
+
+  def _count(self, taste) -> np.ndarray:
+    """How many items a taste has."""
+    return (self.num_items - 1 - taste) // self.num_tastes + 1.0
+
+  def _item_at(self, taste, rank) -> np.ndarray:
+    """The item of a taste at a rank of popularity: rank * num_tastes + taste."""
+    rank = np.minimum(rank.astype(np.int64), self._count(taste).astype(np.int64) - 1)
     return (rank * self.num_tastes + taste).astype(np.int32)
 
   def _rate(self, item, favourites, rng) -> np.ndarray:
