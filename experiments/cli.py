@@ -37,6 +37,9 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
   flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
   if workdir is None:
     flags.mark_flag_as_required("workdir")
+  # --help lists the flags of the main module only; these are its own, wherever they were defined.
+  for name in ("workdir", "traceback", *kdjax.flags.flat(config_type())):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or config_type.__doc__
 
   def start(argv: list[str]) -> None:

@@ -195,11 +195,10 @@ def test_a_teacher_of_another_task_or_catalogue_is_refused(trained, tmp_path):
 def test_flags_that_do_not_fit_are_refused(trained, tmp_path):
   with pytest.raises(ValueError, match="--label_loss=cross_entropy does not fit --model=mf"):
     train.run(tiny.train_config("mf", label_loss="cross_entropy"), tmp_path / "a")
+  config = tiny.train_config()
+  odd = dataclasses.replace(config, model=dataclasses.replace(config.model, heads=3))
   with pytest.raises(ValueError, match="--heads=3 does not divide --dim=16"):
-    config = tiny.train_config()
-    train.run(
-      dataclasses.replace(config, model=dataclasses.replace(config.model, heads=3)), tmp_path / "b"
-    )
+    train.run(odd, tmp_path / "b")
   with pytest.raises(ValueError, match="the student has no feature 'nope'; it has"):
     distill.run(
       tiny.distill_config(trained(), hint_weight=1.0, hint_features="nope:query"), tmp_path / "c"

@@ -1,0 +1,88 @@
+"""The main job on real logs, leave-one-out, every user against the whole catalogue.
+
+python -m benchmarks.recommenders --dataset=movielens-1m
+
+Trains the teacher once and the students over three seeds (`experiments.compress`), and copies the
+result, the table and the plots to `benchmarks/results/<dataset>/`. Hyper-parameters were chosen on
+the validation items; the test items were looked at once, by this script. A stopped run goes on.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+from absl import app, flags
+
+from experiments import compress
+from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
+
+FLAGS = flags.FLAGS
+ROOT = pathlib.Path(__file__).resolve().parent
+
+LARGE = ModelConfig(dim=128, layers=2, heads=2, mlp_dim=256, dropout=0.2)
+SMALL = ModelConfig(dim=64, layers=1, heads=1, mlp_dim=64, dropout=0.1)
+TEACHER_FIT = FitConfig(
+  epochs=45,
+  learning_rate=2e-3,
+  schedule="cosine",
+  weight_decay=0.01,
+  logits_dtype="bfloat16",
+  accumulate=8,
+)
+STUDENT_FIT = dataclasses.replace(TEACHER_FIT, epochs=40)
+RECOVERY_FIT = dataclasses.replace(TEACHER_FIT, epochs=10, learning_rate=1e-3)
+DISTILL = DistillConfig(label_weight=0.2, distill_weight=0.8)
+PRUNE = PruneConfig(sparsity=0.3)
+
+# Folder of the log, longest history a model sees, and what differs from the above.
+CONFIGS = {
+  "movielens-1m": compress.Config(
+    seeds=(0, 1, 2),
+    data=DataConfig(dataset="movielens-1m", max_length=200),
+    teacher=LARGE,
+    teacher_fit=TEACHER_FIT,
+    student=SMALL,
+    student_fit=STUDENT_FIT,
+    distill=DISTILL,
+    prune=PRUNE,
+    recovery_fit=RECOVERY_FIT,
+  ),
+}
+CONFIGS["amazon-beauty"] = dataclasses.replace(
+  CONFIGS["movielens-1m"],
+  data=DataConfig(dataset="amazon-beauty", max_length=50),
+  teacher=dataclasses.replace(LARGE, dropout=0.5),
+  student=dataclasses.replace(SMALL, dropout=0.3),
+)
+CONFIGS["movielens-small"] = dataclasses.replace(
+  CONFIGS["movielens-1m"],
+  data=DataConfig(dataset="movielens-small", max_length=200),
+  teacher=dataclasses.replace(LARGE, dropout=0.5),
+  student=dataclasses.replace(SMALL, dropout=0.3),
+)
+
+
+def main(argv):
+  """Runs one log's configuration and keeps its results."""
+  del argv
+  config = CONFIGS[FLAGS.dataset]
+  path = pathlib.Path(FLAGS.data) / FLAGS.dataset
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(path)))
+  workdir = pathlib.Path(FLAGS.work) / FLAGS.dataset
+  result = compress.run(config, workdir)
+  out = ROOT / "results" / FLAGS.dataset
+  out.mkdir(parents=True, exist_ok=True)
+  # The path of the data says something of this machine only.
+  result["config"]["data"]["dataset"] = FLAGS.dataset
+  result["command"] = f"python -m benchmarks.recommenders --dataset={FLAGS.dataset}"
+  (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  for name in ("table.md", "table.csv", "plots/quality_bytes.png", "plots/training.png"):
+    shutil.copy(workdir / name, out / pathlib.Path(name).name)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_enum("dataset", "movielens-1m", sorted(CONFIGS), "Which log.")
+  flags.DEFINE_string("data", "../shared/data", "Folder that holds the logs' folders.")
+  flags.DEFINE_string("work", "runs/benchmarks", "Folder of the runs themselves.")
+  app.run(main)
