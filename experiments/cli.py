@@ -55,15 +55,3 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
       sys.exit(1)
 
   app.run(start)
-
-
-def print_result(result: dict[str, Any]) -> None:
-  """The few lines a person wants after a single-model job."""
-  quality, size = result["quality"], result["size"]
-  shown = {name: values for name, values in quality.items() if name.endswith("@10")} or quality
-  for name, values in shown.items():
-    interval = f"  [{values['low']:.4f}, {values['high']:.4f}]" if "low" in values else ""
-    print(f"test {name:14s} {values['value']:.4f}{interval}")
-  print(
-    f"parameters {size['parameters']:,} ({size['nonzero']:,} not 0), {size['bytes'] / 1e6:.3f} MB"
-  )

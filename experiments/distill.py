@@ -47,18 +47,16 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     teacher=teacher,
     name=folder.name,
   )
-  runs.save_model(folder, config.model.model, sizes, fitted.params, config.data)
-  saved = runs.load_model(folder, flag="--workdir")
-  result = runs.finish(
+  return runs.finish(
     "distill",
     folder,
-    config,
-    saved,
+    config.model.model,
+    sizes,
+    fitted.params,
+    config.data,
     seed=config.fit.seed,
     training=runs.summarise_training(fitted),
   )
-  cli.print_result(result)
-  return result
 
 
 def distill_terms(task: Task, distill: DistillConfig, fit: FitConfig) -> list[Term]:

@@ -59,7 +59,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     if result is None:
       raise runs.WorkdirError(f"{saved.folder} is not finished: run its job again")
     row = {"name": name, **{k: result[k] for k in ("job", "seed", "metric", "quality", "size")}}
-    row["cost"] = costs[model]._asdict()
+    # Parameters and bytes stand under `size`, where int8 scales do not count as parameters.
+    measured = costs[model]._asdict()
+    row["cost"] = {name: measured[name] for name in measured if not name.startswith("num_")}
     if teacher is None:
       teacher = judgement
     else:

@@ -64,13 +64,18 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
   )
-  runs.save_model(folder, source.family, sizes, fitted.params, source.data)
-  saved = runs.load_model(folder, flag="--workdir")
   training = runs.summarise_training(fitted)
   training["sparsity"] = sparsity(fitted.params, selected(config.prune))
-  result = runs.finish("prune", folder, config, saved, seed=config.fit.seed, training=training)
-  cli.print_result(result)
-  return result
+  return runs.finish(
+    "prune",
+    folder,
+    source.family,
+    sizes,
+    fitted.params,
+    source.data,
+    seed=config.fit.seed,
+    training=training,
+  )
 
 
 def schedule(config: PruneConfig, num_steps: int) -> pruning.Schedule:

@@ -33,11 +33,16 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     select=lambda path, leaf: is_matrix(path, leaf) and "position_embedding" not in path,
   )
   print(quant.format_quantized(quant.summarize_quantized(params)), flush=True)
-  runs.save_model(folder, source.family, source.sizes, params, source.data)
-  saved = runs.load_model(folder, flag="--workdir")
-  result = runs.finish("quantize", folder, config, saved, seed=config.seed, training={})
-  cli.print_result(result)
-  return result
+  return runs.finish(
+    "quantize",
+    folder,
+    source.family,
+    source.sizes,
+    params,
+    source.data,
+    seed=config.seed,
+    training={},
+  )
 
 
 if __name__ == "__main__":

@@ -413,18 +413,22 @@ def means(judgement: Judgement) -> dict[str, float]:
 def finish(
   job: str,
   workdir: pathlib.Path,
-  config: Any,
-  saved: SavedModel,
+  family: str,
+  sizes: Sizes,
+  params: Params,
+  data: DataConfig,
   *,
   seed: int,
   training: dict[str, Any],
 ) -> dict[str, Any]:
-  """Judges a model on the test part, once, and writes `result.json`.
+  """Saves a model, judges what was saved on the test part, once, and writes `result.json`.
 
   Returns:
     The result: `quality` (every metric with a bootstrap 95 % interval where it is a mean of cases),
     `size` (parameters, those that are not 0, bytes on disk) and where it came from.
   """
+  save_model(workdir, family, sizes, params, data)
+  saved = load_model(workdir, flag="--workdir")
   task = make_task(saved.data, saved.family)
   model = make_model(saved.family, saved.sizes)
   judgement = task.judge(model.apply, saved.params, "test")
@@ -465,7 +469,19 @@ def finish(
     },
   }
   write_result(workdir, result)
+  _print_result(result)
   return result
+
+
+def _print_result(result: dict[str, Any]) -> None:
+  """The few lines a person wants after a single-model job."""
+  quality, size = result["quality"], result["size"]
+  shown = {name: values for name, values in quality.items() if name.endswith("@10")} or quality
+  for name, values in shown.items():
+    interval = f"  [{values['low']:.4f}, {values['high']:.4f}]" if "low" in values else ""
+    print(f"test {name:14s} {values['value']:.4f}{interval}")
+  numbers = f"{size['parameters']:,} ({size['nonzero']:,} not 0)"
+  print(f"parameters {numbers}, {size['bytes'] / 1e6:.3f} MB", flush=True)
 
 
 def _float_view(params: Params) -> Params:

@@ -38,18 +38,16 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     terms=[task.label_term(config.fit, 1.0)],
     name=folder.name,
   )
-  runs.save_model(folder, config.model.model, sizes, fitted.params, config.data)
-  saved = runs.load_model(folder, flag="--workdir")
-  result = runs.finish(
+  return runs.finish(
     "train",
     folder,
-    config,
-    saved,
+    config.model.model,
+    sizes,
+    fitted.params,
+    config.data,
     seed=config.fit.seed,
     training=runs.summarise_training(fitted),
   )
-  cli.print_result(result)
-  return result
 
 
 if __name__ == "__main__":
