@@ -32,6 +32,14 @@ class DataConfig:
     None, "Click models: label 1 where the rating is at least this (when there is no label column)."
   )
   k_core: int = option(0, "Keep only users and items with this many events, repeatedly.", lower=0)
+  deduplicate: Literal["exact", "pair", "none"] = option(
+    "exact",
+    "exact keeps the first of events with the same user, item and time; pair a user's first event "
+    "with an item; none keeps all.",
+  )
+  min_sequence: int = option(
+    4, "Users with fewer events stay in training whole (leave_one_out and ratio).", lower=3
+  )
   split: Literal["leave_one_out", "time", "ratio"] = option(
     "leave_one_out",
     "leave_one_out: each user's last item is the test, the one before it validation; time: by global "

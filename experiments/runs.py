@@ -91,6 +91,8 @@ def load_data(config: DataConfig) -> interactions.Dataset:
     min_rating=config.min_rating,
     min_label_rating=config.label_threshold,
     k_core=config.k_core,
+    deduplicate=config.deduplicate,
+    min_sequence=config.min_sequence,
     split=config.split,
     valid_fraction=config.valid_fraction,
     test_fraction=config.test_fraction,

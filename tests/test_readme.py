@@ -26,3 +26,14 @@ def test_files_and_folders_of_the_map_exist():
   for path in re.findall(r"`((?:kdjax|experiments|benchmarks|tests|colabs)[\w/.]*)`", text):
     root = README.parent
     assert (root / path).exists() or (root / (path.replace(".", "/") + ".py")).exists(), path
+
+
+def test_its_tables_are_those_of_the_result_files():
+  from benchmarks import summary
+  from kdjax import report
+
+  text = README.read_text(encoding="utf-8")
+  assert report.replace_block(text, "speed", summary.table()) == text
+  rows = report.read_results([README.parent / "benchmarks" / "results" / "demo"])
+  demo = report.to_markdown(report.summarise(rows))
+  assert report.replace_block(text, "demo", demo) == text
