@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, runs
+from experiments import cli, fitting, runs
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax import losses
@@ -37,7 +37,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   task = runs.make_task(config.data, config.model.model)
   runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
-  fitted = runs.fit_model(
+  fitted = fitting.fit_model(
     task,
     config.model.model,
     sizes,
@@ -55,7 +55,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     fitted.params,
     config.data,
     seed=config.fit.seed,
-    training=runs.summarise_training(fitted),
+    training=fitting.summarise_training(fitted),
   )
 
 

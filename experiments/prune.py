@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import cli, runs
+from experiments import cli, fitting, runs
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import distill_terms
 from kdjax import models
@@ -50,7 +50,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
   select = under("student", select=selected(config.prune))
-  fitted = runs.fit_model(
+  fitted = fitting.fit_model(
     task,
     source.family,
     sizes,
@@ -64,7 +64,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
   )
-  training = runs.summarise_training(fitted)
+  training = fitting.summarise_training(fitted)
   training["sparsity"] = sparsity(fitted.params, selected(config.prune))
   return runs.finish(
     "prune",

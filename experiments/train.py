@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, runs
+from experiments import cli, fitting, runs
 from experiments.config import DataConfig, FitConfig, ModelConfig
 from kdjax.flags import group
 
@@ -29,7 +29,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   runs.describe_data(config.data, folder)
   task = runs.make_task(config.data, config.model.model)
   sizes = runs.model_sizes(config.model, task)
-  fitted = runs.fit_model(
+  fitted = fitting.fit_model(
     task,
     config.model.model,
     sizes,
@@ -46,7 +46,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     fitted.params,
     config.data,
     seed=config.fit.seed,
-    training=runs.summarise_training(fitted),
+    training=fitting.summarise_training(fitted),
   )
 
 

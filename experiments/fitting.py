@@ -1,0 +1,210 @@
+"""Fitting by flags: the optimizer, the devices, the writers, and the loop around them."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.config import FitConfig
+from experiments.runs import SavedModel, make_model
+from experiments.tasks import Judgement, Task
+from kdjax import tree
+from kdjax.models.linen import Sizes
+from kdjax.train import checkpoint, loop, objective, parallel, state, step, writers
+from kdjax.types import Params
+
+
+def make_tx(
+  fit: FitConfig, num_steps: int, last: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+  """Clipping, the optimizer with its schedule, and `last` (a pruning transform), in this order."""
+  warmup = min(fit.warmup_steps, num_steps // 10)
+  peak = fit.learning_rate
+  if fit.schedule == "cosine":
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup + 1))
+  else:
+    rate = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+  decay = {"weight_decay": fit.weight_decay, "mask": _matrices}
+  optimizer = {
+    "adam": lambda: optax.adam(rate),
+    "adamw": lambda: optax.adamw(rate, **decay),
+    "adagrad": lambda: optax.adagrad(rate),
+    "lion": lambda: optax.lion(rate, **decay),
+    "sgd": lambda: optax.sgd(rate, momentum=0.9),
+  }[fit.optimizer]()
+  clip = [] if fit.clip_norm is None else [optax.clip_by_global_norm(fit.clip_norm)]
+  return optax.chain(*clip, optimizer, *([] if last is None else [last]))
+
+
+def _matrices(params: Params) -> Params:
+  return tree.map_with_path(tree.is_matrix, params)
+
+
+class Fitted(NamedTuple):
+  """What fitting gives.
+
+  Attributes:
+    params: the student's, at the best validation.
+    sizes: of the student.
+    progress: where training ended.
+    state: the whole state at the best validation.
+  """
+
+  params: Params
+  sizes: Sizes
+  progress: loop.Progress
+  state: state.TrainState
+
+
+def fit_model(
+  task: Task,
+  family: str,
+  sizes: Sizes,
+  fit: FitConfig,
+  workdir: pathlib.Path,
+  *,
+  terms: Sequence[objective.Term],
+  teacher: SavedModel | None = None,
+  start: Params | None = None,
+  last: Callable[[int], optax.GradientTransformation] | None = None,
+  min_best: Callable[[int], int] = lambda num_steps: 0,
+  name: str = "train",
+) -> Fitted:
+  """Trains a model by the flags, on every device, resuming what the workdir holds.
+
+  Args:
+    task: what is learned.
+    family: of the student.
+    sizes: of the student.
+    fit: the flags of training.
+    workdir: where checkpoints and metrics go.
+    terms: of the objective.
+    teacher: a trained model of the same task, run live.
+    start: the student's parameters at step 0; fresh ones by default.
+    last: from the number of steps to the last transform of the optimizer chain.
+    min_best: from the number of steps to the one before which no validation can win.
+    name: of the progress bar.
+  """
+  student = make_model(family, sizes, fit.dtype)
+  judged = make_model(family, sizes)  # Validation and test compute in float32.
+  teacher_model = None if teacher is None else make_model(teacher.family, teacher.sizes, fit.dtype)
+  goal = objective.make_objective(
+    student.apply, terms, teacher_apply=None if teacher_model is None else teacher_model.apply
+  )
+  feed = loop.Feed(
+    task.arrays,
+    task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit)),
+    seed=fit.seed,
+    resident=not fit.stream,
+  )
+  num_steps = fit.epochs * feed.steps_per_epoch
+  tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
+  augment = task.augment(fit)
+  make_step = functools.partial(
+    step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
+  )
+
+  init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
+  example = jax.tree.map(jnp.asarray, task.example(fit.accumulate))
+  if augment is not None:
+    example = augment(example, augment_key)
+  if start is None:
+    start = student.init(init_key, example)
+  teacher_params = None if teacher is None else jax.tree.map(jnp.asarray, teacher.params)
+  params = goal.init(init_key, start, teacher_params, example)
+  train_state = state.init_state(params, tx)
+
+  runner: parallel.Runner
+  if fit.parallel == "pmap":
+    runner = parallel.pmap_runner(make_step, devices=jax.devices()[: fit.data_devices])
+  else:
+    mesh = _mesh(fit)
+    runner = parallel.jit_runner(make_step(), mesh=mesh)
+    if mesh is not None:
+      place = lambda t: jax.device_put(t, parallel.shardings(t, mesh, select=_is_table))  # noqa: E731
+      train_state, teacher_params = place(train_state), place(teacher_params)
+
+  def validate(train_state: state.TrainState) -> dict[str, float]:
+    judgement = task.judge(judged.apply, objective.student_params(train_state.params), "valid")
+    return means(judgement)
+
+  latest = _latest_step(workdir)
+  outputs = [writers.jsonl_writer(workdir / "metrics.jsonl", resume_step=latest)]
+  if fit.tensorboard:
+    outputs.append(writers.tensorboard_writer(workdir / "tensorboard"))
+  if fit.wandb != "disabled":
+    outputs.append(
+      writers.wandb_writer(
+        workdir, project="kdjax", name=workdir.name, config=dataclasses.asdict(fit), mode=fit.wandb
+      )
+    )
+  with writers.join(outputs) as write:
+    train_state, progress = loop.fit(
+      runner,
+      train_state,
+      feed,
+      num_steps=num_steps,
+      key=key,
+      workdir=workdir,
+      teacher_params=teacher_params,
+      validate=validate,
+      validate_every=fit.validate_every,
+      metric=task.metric,
+      patience=fit.patience,
+      min_best_step=min_best(num_steps),
+      steps_per_call=fit.steps_per_call,
+      write=write,
+      progress=fit.progress,
+      name=name,
+    )
+  best = jax.device_get(objective.student_params(train_state.params))
+  return Fitted(best, sizes, progress, train_state)
+
+
+def _data_devices(fit: FitConfig) -> int:
+  """How many devices share a batch."""
+  if fit.data_devices is not None:
+    return fit.data_devices
+  return max(1, len(jax.devices()) // (1 if fit.parallel == "pmap" else fit.model_devices))
+
+
+def _mesh(fit: FitConfig):
+  """The mesh that the flags ask for, None on a single device."""
+  data = _data_devices(fit)
+  if data * fit.model_devices == 1:
+    return None
+  return parallel.make_mesh(data=data, model=fit.model_devices)
+
+
+def _is_table(path: tree.Path, leaf: Any) -> bool:
+  return path[-1] == "embedding" and jnp.ndim(leaf) == 2
+
+
+def _latest_step(workdir: pathlib.Path) -> int:
+  folder = workdir / "checkpoints"
+  if not folder.exists():
+    return 0
+  with checkpoint.open_checkpoints(folder) as checkpoints:
+    return checkpoints.step("latest") or 0
+
+
+def means(judgement: Judgement) -> dict[str, float]:
+  """Every metric as one number."""
+  return {name: float(np.mean(v)) for name, v in judgement.per_case.items()} | judgement.scalars
+
+
+def summarise_training(fitted: Fitted) -> dict[str, Any]:
+  """What `result.json` says of the training."""
+  progress = fitted.progress
+  return {
+    "steps": progress.step,
+    "best_step": progress.best_step,
+    "best_valid": progress.best_value,
+    "seconds": round(progress.seconds, 2),
+  }
