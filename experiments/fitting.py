@@ -51,15 +51,11 @@ class Fitted(NamedTuple):
 
   Attributes:
     params: the student's, at the best validation.
-    sizes: of the student.
     progress: where training ended.
-    state: the whole state at the best validation.
   """
 
   params: Params
-  sizes: Sizes
   progress: loop.Progress
-  state: state.TrainState
 
 
 def fit_model(
@@ -164,7 +160,7 @@ def fit_model(
       name=name,
     )
   best = jax.device_get(objective.student_params(train_state.params))
-  return Fitted(best, sizes, progress, train_state)
+  return Fitted(best, progress)
 
 
 def _data_devices(fit: FitConfig) -> int:

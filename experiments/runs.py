@@ -1,4 +1,4 @@
-"""What every training binary does the same way: workdirs, models on disk, fitting, results."""
+"""What every binary does the same way: workdirs, data, models on disk, results."""
 
 import dataclasses
 import functools
@@ -42,7 +42,9 @@ def open_workdir(workdir: str | pathlib.Path, config: Any) -> pathlib.Path:
   if path.exists():
     before = flags.flat(flags.load(type(config), path))
     now = flags.flat(config)
-    changed = [name for name in now if now[name] != before[name] and name not in _HARMLESS]
+    changed = [name for name in now if now[name] != before[name]]
+    done = (folder / RESULT_FILE).exists()
+    changed = [name for name in changed if not _may_change(name, now, done=done)]
     if changed:
       listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
       raise WorkdirError(
@@ -53,8 +55,18 @@ def open_workdir(workdir: str | pathlib.Path, config: Any) -> pathlib.Path:
   return folder
 
 
-# Flags that change neither parameters nor numbers, so a resumed run may have others.
-_HARMLESS = frozenset({"progress", "tensorboard", "wandb", "patience", "epochs"})
+def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
+  """Whether a run taken up again may have another value of a flag.
+
+  What is shown and logged may always change. How long to train may, until the run is finished, and
+  only where nothing is scheduled over the length of training: neither learning rate nor sparsity.
+  """
+  if flag.endswith(("progress", "tensorboard", "wandb")):
+    return True
+  if flag.endswith("epochs"):
+    schedule = values[flag.removesuffix("epochs") + "schedule"]
+    return not done and schedule == "constant" and "sparsity" not in values
+  return flag.endswith("patience") and not done
 
 
 @functools.lru_cache(maxsize=2)
@@ -207,7 +219,7 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
 
 
 def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
-  """Refuses a teacher of another task or another catalogue.
+  """Refuses a teacher of another task, catalogue or split.
 
   Raises:
     ValueError: saying which.
@@ -224,6 +236,17 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
       raise ValueError(
         f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
       )
+  # A teacher of another split has seen items that the student is tested on.
+  before, now = _split_of(teacher.data), _split_of(data)
+  if changed := [name for name in now if now[name] != before[name]]:
+    listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
+    raise ValueError(f"--teacher={teacher.folder} was trained on another split: {listed}")
+
+
+def _split_of(data: DataConfig) -> dict[str, Any]:
+  """What decides which events are in which part."""
+  values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
+  return {n: v for n, v in values.items() if n not in ("max_length", "all_windows", "items_path")}
 
 
 def _plain(value: Any) -> Any:

@@ -160,11 +160,12 @@ def fit(
           values = {} if validate is None else dict(validate(state))
           position = _judge(position, values, metric if validate else None, min_best_step)
           position = position._replace(seconds=time.monotonic() - started)
+          numbers |= {f"valid/{n}": float(v) for n, v in values.items()}
+          # Written before it is saved: killed between the two, a run writes its line again.
+          write(position.step, numbers | {"seconds": position.seconds})
           if position.best_step == position.step:
             checkpoints.save("best", position.step, state, position._asdict())
           checkpoints.save("latest", position.step, state, position._asdict())
-          numbers |= {f"valid/{n}": float(v) for n, v in values.items()}
-          write(position.step, numbers | {"seconds": position.seconds})
           if metric in values:
             bar.set_postfix({metric: f"{values[metric]:.4f}", "best": f"{position.best_value:.4f}"})
         if stop:

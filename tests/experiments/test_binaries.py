@@ -192,6 +192,26 @@ def test_a_teacher_of_another_task_or_catalogue_is_refused(trained, tmp_path):
     distill.run(dataclasses.replace(config, data=other), tmp_path / "b")
 
 
+def test_a_teacher_of_another_split_is_refused(trained, tmp_path):
+  config = tiny.distill_config(trained())
+  other = dataclasses.replace(tiny.DATA, min_sequence=5)
+  with pytest.raises(ValueError, match="another split: --min_sequence was 4, is 5"):
+    distill.run(dataclasses.replace(config, data=other), tmp_path)
+  # How much of a history a model sees is its own affair.
+  longer = dataclasses.replace(tiny.DATA, all_windows=False)
+  distill.run(dataclasses.replace(config, data=longer), tmp_path / "b")
+
+
+def test_the_length_of_training_is_fixed_where_it_matters(tmp_path):
+  train.run(tiny.train_config(), tmp_path / "done")
+  with pytest.raises(runs.WorkdirError, match="--epochs was 2, is 4"):
+    train.run(tiny.train_config(epochs=4), tmp_path / "done")
+  train.run(tiny.train_config(schedule="cosine"), tmp_path / "cosine")
+  (tmp_path / "cosine" / "result.json").unlink()
+  with pytest.raises(runs.WorkdirError, match="--epochs was 2, is 4"):
+    train.run(tiny.train_config(schedule="cosine", epochs=4), tmp_path / "cosine")
+
+
 def test_flags_that_do_not_fit_are_refused(trained, tmp_path):
   with pytest.raises(ValueError, match="--label_loss=cross_entropy does not fit --model=mf"):
     train.run(tiny.train_config("mf", label_loss="cross_entropy"), tmp_path / "a")
