@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import ranking
 from experiments.config import DataConfig, DistillConfig, FitConfig
-from experiments.sequences import popularity, sampler
+from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.interactions import Dataset
@@ -92,22 +92,15 @@ def label_loss(name: str, log_q: np.ndarray):
   def loss(student, teacher, batch):
     del teacher
     scores, ids = candidate_scores(student, batch), batch["candidates"]
-    differs = ids[:, 1:] != ids[:, :1]
-    if name == "bpr":
-      return losses.bpr_loss(scores[:, 0], scores[:, 1:], support=differs, reduce_fn=totals)
-    if name == "sampled_softmax":
-      own = jnp.asarray(log_q)[ids]
-      return losses.sampled_softmax_loss(
-        scores[:, 0],
-        scores[:, 1:],
-        positive_log_q=own[:, 0],
-        negative_log_q=own[:, 1:],
-        support=differs,
-        reduce_fn=totals,
-      )
-    targets = jnp.zeros_like(scores).at[:, 0].set(1.0)
-    exists = jnp.concatenate([jnp.ones_like(differs[:, :1]), differs], axis=1)
-    return losses.binary_cross_entropy_loss(scores, targets, where=exists, reduce_fn=totals)
+    own = jnp.asarray(log_q)[ids]
+    return negatives_loss(
+      name,
+      scores[:, 0],
+      scores[:, 1:],
+      differs=ids[:, 1:] != ids[:, :1],
+      positive_log_q=own[:, 0],
+      negative_log_q=own[:, 1:],
+    )
 
   return loss
 

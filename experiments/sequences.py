@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import ranking
 from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses, serve
 from kdjax.data import batches
@@ -100,27 +101,6 @@ def cloze(batch, key):
   }
 
 
-def popularity(items: np.ndarray, num_items: int) -> np.ndarray:
-  """log of the sampler's distribution, float32 `[V]`: counts to the power 0.75, none of them 0.
-
-  Reference:
-    T. Mikolov et al., Distributed Representations of Words and Phrases, 2013 (the power).
-  """
-  weights = (np.bincount(items, minlength=num_items) + 1.0) ** 0.75
-  return np.log(weights / weights.sum()).astype(np.float32)
-
-
-def sampler(log_q: np.ndarray):
-  """`(key, shape) -> int32 ids` drawn with replacement from `exp(log_q)`, by inversion."""
-  cumulative = np.cumsum(np.exp(log_q.astype(np.float64))).astype(np.float32)
-
-  def sample(key, shape):
-    place = jnp.searchsorted(jnp.asarray(cumulative), jax.random.uniform(key, shape))
-    return jnp.minimum(place, len(cumulative) - 1).astype(jnp.int32)
-
-  return sample
-
-
 def catalog_logits(logits: FactoredLogits, fit: FitConfig) -> FactoredLogits:
   """Logits in the type that the flags ask of products with the whole catalogue."""
   if fit.logits_dtype == "same" or hasattr(logits.table, "rdot"):
@@ -151,26 +131,14 @@ def label_loss(name: str, log_q: np.ndarray, fit: FitConfig):
     negative = negative.astype(jnp.float32)
     if logits.bias is not None:
       negative = negative + logits.bias[negatives][:, None]
-    differs = labels[..., None] != negatives[:, None]
-    if name == "bpr":
-      return losses.bpr_loss(
-        positive, negative, support=differs, where=labels >= 0, reduce_fn=totals
-      )
-    if name == "sampled_softmax":
-      return losses.sampled_softmax_loss(
-        positive,
-        negative,
-        positive_log_q=jnp.asarray(log_q)[safe],
-        negative_log_q=jnp.broadcast_to(jnp.asarray(log_q)[negatives][:, None], negative.shape),
-        support=differs,
-        where=labels >= 0,
-        reduce_fn=totals,
-      )
-    scores = jnp.concatenate([positive[..., None], negative], axis=-1)
-    targets = jnp.zeros_like(scores).at[..., 0].set(1.0)
-    exists = jnp.concatenate([jnp.ones_like(differs[..., :1]), differs], axis=-1)
-    return losses.binary_cross_entropy_loss(
-      scores, targets, where=exists & (labels >= 0)[..., None], reduce_fn=totals
+    return negatives_loss(
+      name,
+      positive,
+      negative,
+      differs=labels[..., None] != negatives[:, None],
+      positive_log_q=jnp.asarray(log_q)[safe],
+      negative_log_q=jnp.broadcast_to(jnp.asarray(log_q)[negatives][:, None], negative.shape),
+      where=labels >= 0,
     )
 
   return full if name == "cross_entropy" else sampled

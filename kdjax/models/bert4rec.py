@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from kdjax.layers import Dense, Dropout, Embed, LayerNorm
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
-from kdjax.models.transformer import Block, block_axes, norm_axes, transformer_sizes
+from kdjax.models.transformer import (
+  Block,
+  block_axes,
+  norm_axes,
+  scale_of_embedding,
+  transformer_sizes,
+  width_of_head,
+)
 from kdjax.types import MASK, Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
@@ -56,13 +63,13 @@ class BERT4Rec(nn.Module):
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
     filler = jnp.asarray(self.param("mask_embedding", nn.initializers.normal(0.02), (dim,)), dtype)
     x = jnp.where((ids == MASK)[..., None], filler[None, None], items(ids))
-    x = x * jnp.asarray(self.scale_of_embedding(), dtype) + positions(batch["positions"])
+    x = x * jnp.asarray(scale_of_embedding(self), dtype) + positions(batch["positions"])
     features: dict[str, Array] = {"embedding": x}
     x = Dropout(self.dropout, name="dropout")(x)
     for i in range(num_layers):
       x, features[f"block_{i}_attention"] = Block(
         num_heads=heads[i],
-        head_dim=self.width_of_head(),
+        head_dim=width_of_head(self),
         mlp_dim=mlp_dims[i],
         causal=False,
         activation=nn.gelu,
@@ -78,14 +85,6 @@ class BERT4Rec(nn.Module):
     features["query"] = query
     bias = jnp.asarray(self.param("item_bias", nn.initializers.zeros, (self.num_items,)))
     return Outputs(FactoredLogits(query, items.table(), bias), features)
-
-  def width_of_head(self) -> int:
-    """`head_dim`, or what it is when not given."""
-    return self.head_dim or self.dim // max(per_layer(self.num_heads, self.num_layers), default=1)
-
-  def scale_of_embedding(self) -> float:
-    """`embedding_scale`, or what it is when not given."""
-    return self.dim**0.5 if self.embedding_scale is None else self.embedding_scale
 
 
 def make_bert4rec(**sizes: Any) -> Model:
@@ -110,7 +109,7 @@ def bert4rec_axes(sizes: Sizes) -> Params:
   Shrunk outputs equal masked outputs for all three, as with `sasrec_axes`.
   """
   module = BERT4Rec(**sizes)
-  head_dim = module.width_of_head()
+  head_dim = width_of_head(module)
   names = [f"block_{i}" for i in range(module.num_layers)]
   return {
     "item_embedding": {"embedding": (None, "dim")},

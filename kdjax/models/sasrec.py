@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from kdjax.layers import Dropout, Embed, LayerNorm
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
-from kdjax.models.transformer import Block, block_axes, norm_axes, transformer_sizes
+from kdjax.models.transformer import (
+  Block,
+  block_axes,
+  norm_axes,
+  scale_of_embedding,
+  transformer_sizes,
+  width_of_head,
+)
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
@@ -61,7 +68,7 @@ class SASRec(nn.Module):
     heads = per_layer(self.num_heads, num_layers)
     mlp_dims = per_layer(self.mlp_dim or dim, num_layers)
     norm_width = self.norm_width or dim
-    scale = self.scale_of_embedding()
+    scale = scale_of_embedding(self)
 
     items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
@@ -71,7 +78,7 @@ class SASRec(nn.Module):
     for i in range(num_layers):
       x, features[f"block_{i}_attention"] = Block(
         num_heads=heads[i],
-        head_dim=self.width_of_head(),
+        head_dim=width_of_head(self),
         mlp_dim=mlp_dims[i],
         causal=True,
         activation=nn.relu,
@@ -84,14 +91,6 @@ class SASRec(nn.Module):
     query = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
     features["query"] = query
     return Outputs(FactoredLogits(query, items.table()), features)
-
-  def width_of_head(self) -> int:
-    """`head_dim`, or what it is when not given."""
-    return self.head_dim or self.dim // max(per_layer(self.num_heads, self.num_layers), default=1)
-
-  def scale_of_embedding(self) -> float:
-    """`embedding_scale`, or what it is when not given."""
-    return self.dim**0.5 if self.embedding_scale is None else self.embedding_scale
 
 
 def make_sasrec(**sizes: Any) -> Model:
@@ -125,7 +124,7 @@ def sasrec_axes(sizes: Sizes) -> Params:
   Shrunk outputs equal masked outputs for all three: `LayerNorm` keeps dividing by the old width.
   """
   module = SASRec(**sizes)
-  head_dim = module.width_of_head()
+  head_dim = width_of_head(module)
   names = [f"block_{i}" for i in range(module.num_layers)]
   return {
     "item_embedding": {"embedding": (None, "dim")},

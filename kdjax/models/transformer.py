@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax.layers import Attention, Dense, Dropout, LayerNorm
-from kdjax.models.linen import Sizes, collapse
+from kdjax.models.linen import Sizes, collapse, per_layer
 from kdjax.prune.shrink import Axis
 from kdjax.types import Array, Params
 
@@ -64,6 +64,17 @@ def block_axes(name: str, head_dim: int) -> Params:
   }
 
 
+def width_of_head(module: Any) -> int:
+  """Columns of a head: a transformer module's `head_dim`, or what it is when not given."""
+  heads = per_layer(module.num_heads, module.num_layers)
+  return module.head_dim or module.dim // max(heads, default=1)
+
+
+def scale_of_embedding(module: Any) -> float:
+  """What item rows are multiplied by: `embedding_scale`, or what it is when not given."""
+  return module.dim**0.5 if module.embedding_scale is None else module.embedding_scale
+
+
 def norm_axes() -> Params:
   """The axes of a `LayerNorm` on the residual stream."""
   return {"scale": ("dim",), "bias": ("dim",)}
@@ -81,7 +92,7 @@ def transformer_sizes(params: Mapping[str, Any], module: Any) -> Sizes:
   """
   num_layers = sum(name.startswith("block_") for name in params)
   blocks = [params[f"block_{i}"] for i in range(num_layers)]
-  head_dim = module.width_of_head()
+  head_dim = width_of_head(module)
   heads = [b["attention"]["query"]["kernel"].shape[1] // head_dim for b in blocks]
   return {
     "dim": params["item_embedding"]["embedding"].shape[1],
@@ -89,6 +100,6 @@ def transformer_sizes(params: Mapping[str, Any], module: Any) -> Sizes:
     "num_heads": collapse(heads),
     "head_dim": head_dim,
     "mlp_dim": collapse([b["up"]["kernel"].shape[1] for b in blocks]),
-    "embedding_scale": module.scale_of_embedding(),
+    "embedding_scale": scale_of_embedding(module),
     "norm_width": module.norm_width or module.dim,
   }

@@ -1,0 +1,73 @@
+"""Sampled negatives: who is drawn, and the losses of a positive against them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import losses
+from kdjax.reduce import totals
+from kdjax.types import Array
+
+
+def popularity(items: np.ndarray, num_items: int) -> np.ndarray:
+  """log of the sampler's distribution, float32 `[V]`: counts to the power 0.75, none of them 0.
+
+  Reference:
+    T. Mikolov et al., Distributed Representations of Words and Phrases, 2013 (the power).
+  """
+  weights = (np.bincount(items, minlength=num_items) + 1.0) ** 0.75
+  return np.log(weights / weights.sum()).astype(np.float32)
+
+
+def sampler(log_q: np.ndarray):
+  """`(key, shape) -> int32 ids` drawn with replacement from `exp(log_q)`, by inversion."""
+  cumulative = np.cumsum(np.exp(log_q.astype(np.float64))).astype(np.float32)
+
+  def sample(key, shape):
+    place = jnp.searchsorted(jnp.asarray(cumulative), jax.random.uniform(key, shape))
+    return jnp.minimum(place, len(cumulative) - 1).astype(jnp.int32)
+
+  return sample
+
+
+def negatives_loss(
+  name: str,
+  positive: Array,
+  negative: Array,
+  *,
+  differs: Array,
+  positive_log_q: Array,
+  negative_log_q: Array,
+  where: Array | None = None,
+) -> Any:
+  """The label loss called `name` of positives against their sampled negatives, as a `Mean`.
+
+  Args:
+    name: `bpr`, `sampled_softmax` or `bce`.
+    positive: float `[...]`, scores of the labels.
+    negative: float `[..., N]`, scores of the negatives.
+    differs: bool `[..., N]`, False where a negative is the label itself: it does not count.
+    positive_log_q: float `[...]`, log of the sampler's probability of the label.
+    negative_log_q: float `[..., N]`, that of each negative.
+    where: bool `[...]`, which labels count.
+  """
+  options: dict[str, Any] = {"where": where, "reduce_fn": totals}
+  if name == "bpr":
+    return losses.bpr_loss(positive, negative, support=differs, **options)
+  if name == "sampled_softmax":
+    return losses.sampled_softmax_loss(
+      positive,
+      negative,
+      positive_log_q=positive_log_q,
+      negative_log_q=negative_log_q,
+      support=differs,
+      **options,
+    )
+  scores = jnp.concatenate([positive[..., None], negative], axis=-1)
+  targets = jnp.zeros_like(scores).at[..., 0].set(1.0)
+  exists = jnp.concatenate([jnp.ones_like(differs[..., :1]), differs], axis=-1)
+  if where is not None:
+    exists = exists & where[..., None]
+  return losses.binary_cross_entropy_loss(scores, targets, where=exists, reduce_fn=totals)
