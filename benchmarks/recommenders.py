@@ -30,8 +30,10 @@ TEACHER_FIT = FitConfig(
   logits_dtype="bfloat16",
   accumulate=8,
 )
-STUDENT_FIT = dataclasses.replace(TEACHER_FIT, epochs=40)
-RECOVERY_FIT = dataclasses.replace(TEACHER_FIT, epochs=10, learning_rate=1e-3)
+STUDENT_FIT = dataclasses.replace(
+  TEACHER_FIT, epochs=20, batch_size=64, learning_rate=3e-3, accumulate=4
+)
+RECOVERY_FIT = dataclasses.replace(STUDENT_FIT, epochs=6, learning_rate=1e-3)
 DISTILL = DistillConfig(label_weight=0.2, distill_weight=0.8)
 PRUNE = PruneConfig(sparsity=0.3)
 

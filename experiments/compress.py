@@ -118,10 +118,14 @@ def draw(
   report.plot_quality_against_bytes(table, plots / "quality_bytes.png")
   report.plot_quality_against_latency(table, plots / "quality_latency.png")
   curves = {name: read_jsonl(path / "metrics.jsonl") for name, path in folders.items()}
+  training = {
+    name: (runs.finished(path) or {}).get("training", {}) for name, path in folders.items()
+  }
   report.plot_training_curves(
     {name: lines for name, lines in curves.items() if lines},
     plots / "training.png",
     metric=f"valid/{rows[0]['metric']}",
+    best_steps={name: said["best_step"] for name, said in training.items() if "best_step" in said},
   )
 
 

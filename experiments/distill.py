@@ -66,10 +66,14 @@ def distill_terms(task: Task, distill: DistillConfig, fit: FitConfig) -> list[Te
     ValueError: if no weight is positive.
   """
   terms = []
-  if distill.label_weight:
-    terms.append(task.label_term(fit, distill.label_weight))
-  if distill.distill_weight:
-    terms.append(task.distill_term(distill, fit))
+  both = distill.label_weight and distill.distill_weight
+  if both and (joint := task.joint_term(distill, fit)) is not None:
+    terms.append(joint)
+  else:
+    if distill.label_weight:
+      terms.append(task.label_term(fit, distill.label_weight))
+    if distill.distill_weight:
+      terms.append(task.distill_term(distill, fit))
   if distill.hint_weight:
     terms.append(hint_term(distill))
   if not terms:

@@ -121,10 +121,14 @@ def make_task(config: DataConfig, family: str) -> Task:
 
 
 def describe_data(config: DataConfig, workdir: pathlib.Path) -> None:
-  """Prints the summary of the data and saves its id maps with the run."""
-  dataset = load_data(config)
-  ids.save_ids(dataset, workdir / "ids")
-  print(summary.format_summary(dataset.summary), flush=True)
+  """Saves the id maps of the data with the run, and prints its summary once a process."""
+  ids.save_ids(load_data(config), workdir / "ids")
+  _print_summary(config)
+
+
+@functools.lru_cache
+def _print_summary(config: DataConfig) -> None:
+  print(summary.format_summary(load_data(config).summary), flush=True)
 
 
 def model_sizes(config: ModelConfig, task: Task) -> Sizes:

@@ -11,7 +11,11 @@ from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses, serve
 from kdjax.data import batches
 from kdjax.data.interactions import Dataset
-from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
+from kdjax.losses.catalog import (
+  catalog_cross_entropy_loss,
+  catalog_distillation_loss,
+  catalog_kl_loss,
+)
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
 from kdjax.types import MASK, PAD, FactoredLogits
@@ -87,6 +91,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     judge=judge,
     serve=lambda apply: serve.make_recommender(apply, k=ranking.LIST),
     request=request,
+    joint_term=joint_term,
   )
 
 
@@ -170,3 +175,26 @@ def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
 
   loss = kl if distill.distill_loss == "kl" else dense
   return Term(f"distill_{distill.distill_loss}", loss, distill.distill_weight)
+
+
+def joint_term(distill: DistillConfig, fit: FitConfig) -> Term | None:
+  """Full cross-entropy and softened KL in one sweep over the catalogue, both still logged."""
+  if distill.distill_loss != "kl" or fit.label_loss not in ("auto", "cross_entropy"):
+    return None
+
+  def loss(student, teacher, batch):
+    labels = batch["labels"]
+    mean, parts = catalog_distillation_loss(
+      catalog_logits(student.logits, fit),
+      catalog_logits(teacher.logits, fit),
+      jnp.maximum(labels, 0),
+      label_weight=distill.label_weight,
+      distill_weight=distill.distill_weight,
+      temperature=distill.temperature,
+      parts=True,
+      where=labels >= 0,
+      reduce_fn=totals,
+    )
+    return mean, {"cross_entropy": parts["cross_entropy"], "distill_kl": parts["kl"]}
+
+  return Term("distill", loss)

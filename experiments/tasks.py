@@ -54,6 +54,8 @@ class Task(NamedTuple):
     judge: `(apply, params, part) -> Judgement` with part `valid` or `test`.
     serve: `(apply) -> (params, request) -> answer`, what is timed.
     request: `(count) -> request`, `count` requests of the longest kind.
+    joint_term: `(distill, fit) -> Term` that does the work of both terms in one, or None where
+      these flags have none.
   """
 
   name: str
@@ -67,6 +69,7 @@ class Task(NamedTuple):
   judge: Callable[[Apply, Params, str], Judgement]
   serve: Callable[[Apply], Callable[[Params, Any], Any]]
   request: Callable[[int], Any]
+  joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -13,6 +13,9 @@ from kdjax.data.errors import DataError
 from kdjax.data.plain import Table
 
 _NUMBERS = ("timestamp", "rating", "label")
+ODD_LABEL = (
+  "a label is neither 0 nor 1; mend it, or read the column as rating and set min_label_rating"
+)
 
 
 def explain(table: Table, roles: Mapping[str, str], cause: BaseException | None) -> DataError:
@@ -69,6 +72,8 @@ def _fault(table: Table, places: Mapping[str, int], fields: list[str] | str) -> 
       return f"empty {role} (column {table.names[place]!r}); fill it in or remove the line"
     if role in _NUMBERS and not _is_number(float, value):
       return f"{role} {value[:40]!r} is not a number; mend or remove the line"
+    if role == "label" and float(value) not in (0, 1):
+      return f"{value[:40]}: {ODD_LABEL}"
     if role not in _NUMBERS and table.integer_ids and not _is_number(int, value):
       return f"{role} {value[:40]!r} is not a whole number; mend the line or set format='csv'"
   return None
@@ -127,5 +132,7 @@ def explain_json(
             finite = False
           if not finite:
             return DataError(f"{place}: {role} {value!r} is not a number; mend the line")
+          if role == "label" and float(value) not in (0, 1):
+            return DataError(f"{place}: {value}: {ODD_LABEL}")
   said = str(cause).split("\n")[0] if cause else "unknown reason"
   return DataError(f"{shown}: cannot be read ({said}); check the format")

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from kdjax.data.errors import DataError
-from kdjax.data.faults import explain, explain_json, explain_lines
+from kdjax.data.faults import ODD_LABEL, explain, explain_json, explain_lines
 from kdjax.data.plain import FAILURES, Table, read_head, text_repairs
 
 ROLES = ("user", "item", "timestamp", "rating", "label")
@@ -94,7 +94,7 @@ def read_table(table: Table, roles: Mapping[str, str]) -> Read:
     if kept.height < events.height:
       repairs["blank lines skipped"] = events.height - kept.height
     events = kept
-  if has_gaps(events):
+  if has_gaps(events) or has_odd_labels(events):
     raise explain(table, roles, cause)
   settled = _settle_ids(events, table.integer_ids, repairs)
   if settled is None:
@@ -189,7 +189,7 @@ def read_json_lines(path: pathlib.Path, shown: str, flags: Mapping[str, str]) ->
     )
   except FAILURES as error:
     raise explain_json(path, shown, roles, error) from error
-  if has_gaps(events):
+  if has_gaps(events) or has_odd_labels(events):
     raise explain_json(path, shown, roles, None)
   return events, text_repairs(path)
 
@@ -232,6 +232,9 @@ def read_parquet(path: pathlib.Path, shown: str, flags: Mapping[str, str]) -> Re
       if not good.all():
         place = f"{shown}, row {(good.arg_min() or 0) + 1}: no {role} (column {name!r})"
         raise DataError(f"{place}; fill it in or drop the row")
+  if has_odd_labels(events):
+    row = (~events["label"].is_in([0.0, 1.0])).arg_max() or 0
+    raise DataError(f"{shown}, row {row + 1}: {ODD_LABEL}")
   return events, {}
 
 
@@ -241,3 +244,8 @@ def has_gaps(events: pl.DataFrame) -> bool:
     column.null_count() or (column.dtype.is_float() and not column.is_finite().all())
     for column in events
   )
+
+
+def has_odd_labels(events: pl.DataFrame) -> bool:
+  """Whether there are labels, and one is neither 0 nor 1."""
+  return "label" in events.columns and not events["label"].is_in([0.0, 1.0]).all()

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from kdjax.data import ids, splits
-from kdjax.data.errors import DataError
+from kdjax.data.errors import DataError, naming
 from kdjax.data.summary import describe
 
 Deduplicate = Literal["exact", "pair", "none"]
@@ -21,11 +21,13 @@ class Log(NamedTuple):
       (float) and `label` (float, 0 or 1); rows in file order.
     items: None, or a column `item` with any attributes beside it (`title`, `genres` ...).
     repairs: what the reader mended, as counts by name.
+    source: what messages call it, such as the path it was read from.
   """
 
   events: pl.DataFrame
   items: pl.DataFrame | None = None
   repairs: Mapping[str, int] = {}
+  source: str = "the log"
 
 
 class Sequences(NamedTuple):
@@ -148,23 +150,24 @@ def prepare(
   """
   _check_options(min_sequence, valid_fraction, test_fraction, split)
   events, repairs = log.events, dict(log.repairs)
-  _check_events(events)
-  events = _drop_duplicates(events, deduplicate, repairs)
-  if min_rating is not None:
-    _require(events, "rating", "min_rating")
-    kept = events.filter(pl.col("rating") >= min_rating)
-    events = _not_empty(kept, f"min_rating={min_rating:g}", events.height)
-  if min_label_rating is not None:
-    _require(events, "rating", "min_label_rating")
-    label = (pl.col("rating") >= min_label_rating).cast(pl.Float32)
-    events = events.with_columns(label.alias("label"))
-  user, user_ids = ids.encode(events["user"])
-  item, item_ids = ids.encode(events["item"])
-  if k_core > 1:
-    mask = splits.k_core_mask(user, item, k_core)
-    events = _not_empty(events.filter(mask), f"k_core={k_core}", len(mask))
-    user, user_ids = ids.recode(user[mask], user_ids)
-    item, item_ids = ids.recode(item[mask], item_ids)
+  with naming(log.source):
+    _check_events(events)
+    events = _drop_duplicates(events, deduplicate, repairs)
+    if min_rating is not None:
+      _require(events, "rating", "min_rating")
+      kept = events.filter(pl.col("rating") >= min_rating)
+      events = _not_empty(kept, f"min_rating={min_rating:g}", events.height)
+    if min_label_rating is not None:
+      _require(events, "rating", "min_label_rating")
+      label = (pl.col("rating") >= min_label_rating).cast(pl.Float32)
+      events = events.with_columns(label.alias("label"))
+    user, user_ids = ids.encode(events["user"])
+    item, item_ids = ids.encode(events["item"])
+    if k_core > 1:
+      mask = splits.k_core_mask(user, item, k_core)
+      events = _not_empty(events.filter(mask), f"k_core={k_core}", len(mask))
+      user, user_ids = ids.recode(user[mask], user_ids)
+      item, item_ids = ids.recode(item[mask], item_ids)
 
   timestamp = events["timestamp"].to_numpy() if "timestamp" in events.columns else None
   # lexsort is stable: events of one second keep the file's order.
@@ -179,11 +182,12 @@ def prepare(
   if short and split != "time":
     repairs[f"users with fewer than {min_sequence} events kept in training whole"] = short
   if split == "time":
-    if timestamp is None:
-      raise DataError("split='time' needs a timestamp column; name it, or use 'leave_one_out'")
-    part = splits.by_time(
-      timestamp[order], valid_fraction=valid_fraction, test_fraction=test_fraction
-    )
+    with naming(log.source):
+      if timestamp is None:
+        raise DataError("split='time' needs a timestamp column; name it, or use 'leave_one_out'")
+      part = splits.by_time(
+        timestamp[order], valid_fraction=valid_fraction, test_fraction=test_fraction
+      )
   elif split == "ratio":
     part = splits.by_ratio(
       offsets,
@@ -225,17 +229,17 @@ def _check_events(events: pl.DataFrame) -> None:
       row = events[name].is_null().arg_max()
       raise DataError(f"event {row} (from 0) has no {name}; fill it in or drop the event")
   if not events.height:
-    raise DataError("the log has no events; check that the right file was read")
+    raise DataError("no events; check that the right file was read")
 
 
 def _require(events: pl.DataFrame, column: str, who: str) -> None:
   if column not in events.columns:
-    raise DataError(f"{who} needs a {column} column; the log has {', '.join(events.columns)}")
+    raise DataError(f"{who} needs a {column} column; there are {', '.join(events.columns)}")
 
 
 def _not_empty(events: pl.DataFrame, name: str, before: int) -> pl.DataFrame:
   if not events.height:
-    raise DataError(f"{name} removed all {before:,} events of the log; choose a lower value")
+    raise DataError(f"{name} removed all {before:,} events; choose a lower value")
   return events
 
 

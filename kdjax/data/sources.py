@@ -11,7 +11,7 @@ from typing import Literal
 
 import polars as pl
 
-from kdjax.data import formats, items, plain, synthetic, tfds
+from kdjax.data import faults, formats, items, plain, synthetic, tfds
 from kdjax.data.errors import DataError
 from kdjax.data.interactions import Log
 
@@ -134,15 +134,9 @@ def finish(log: Log, shown: str) -> Log:
       raise DataError(
         f"{shown}: a timestamp is beyond int64; bring the column to seconds"
       ) from error
-  if "label" in events.columns:
-    bad = ~events["label"].is_in([0.0, 1.0])
-    if bad.any():
-      row = bad.arg_max() or 0
-      raise DataError(
-        f"{shown}, event {row + 1}: label {events['label'][row]:g} is neither 0 nor 1; mend it, or"
-        " read the column as rating and set min_label_rating"
-      )
-  return Log(events, log.items, repairs)
+  if formats.has_odd_labels(events):
+    raise DataError(f"{shown}: {faults.ODD_LABEL}")
+  return Log(events, log.items, repairs, shown)
 
 
 def _find_events(path: pathlib.Path) -> pathlib.Path:

@@ -1,6 +1,10 @@
 """Distillation losses and their supervised partners, in one grammar."""
 
-from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
+from kdjax.losses.catalog import (
+  catalog_cross_entropy_loss,
+  catalog_distillation_loss,
+  catalog_kl_loss,
+)
 from kdjax.losses.features import Helper, hint_loss, projector
 from kdjax.losses.logits import (
   bernoulli_kl_loss,
@@ -17,6 +21,7 @@ __all__ = [
   "binary_cross_entropy_loss",
   "bpr_loss",
   "catalog_cross_entropy_loss",
+  "catalog_distillation_loss",
   "catalog_kl_loss",
   "cross_entropy_loss",
   "hint_loss",

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR, check_temperature, constant
-from kdjax.losses.sweep import Target, choose_blocks, each_loss, weighted_loss
+from kdjax.losses.fused import each_loss, weighted_loss
+from kdjax.losses.sweep import Losses, Mix, Target, choose_blocks
 from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
 from kdjax.types import Array, FactoredLogits
 
@@ -50,14 +51,8 @@ def catalog_cross_entropy_loss(
     Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009
     (blocks and recomputation; here without their gradient filtering, so exact).
   """
-  if jnp.shape(labels) != student.query.shape[:-1]:
-    raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {student.query.shape[:-1]}")
-  labels = jnp.asarray(labels)
-  safe = labels if where is None else jnp.where(where, labels, 0)
-  wrong = (safe < 0) | (safe >= student.num_items)
-  # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
-  target = Target(jnp.where(wrong, student.num_items, safe).reshape(-1))
-  return _reduced(student, target, 1.0, block, where, reduce_fn, wrong=wrong)
+  labels, wrong = _labels(student, labels, where)
+  return _reduced(student, Target(labels), Mix(), 1.0, block, where, reduce_fn, wrong)[0]
 
 
 def catalog_kl_loss(
@@ -104,6 +99,90 @@ def catalog_kl_loss(
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531;
     Hsu et al., Liger Kernel, 2024, arXiv:2410.10989 (losses fused with the last linear layer).
   """
+  target = Target(teacher=_teacher(student, teacher, where, temperature))
+  mix = Mix(teacher=jnp.asarray(temperature, jnp.float32) ** 2)
+  return _reduced(student, target, mix, temperature, block, where, reduce_fn)[0]
+
+
+def catalog_distillation_loss(
+  student: FactoredLogits,
+  teacher: FactoredLogits,
+  labels: Array,
+  *,
+  label_weight: float | Array = 0.5,
+  distill_weight: float | Array = 0.5,
+  temperature: float = 1.0,
+  block: int | None = None,
+  parts: bool = False,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Cross-entropy and softened KL over a catalogue in one sweep, in blocks.
+
+  $$L = w_l\, \mathrm{CE}(z^s, y) + w_d\, T^2 \sum_v p^t_v (\log p^t_v - \log p^s_v), \quad
+  p = \mathrm{softmax}(z / T)$$
+
+  The same as the weighted sum of `catalog_cross_entropy_loss` and `catalog_kl_loss`, for less: the
+  student's logits are computed once, its two gradients are one product each, and at T = 1 both
+  parts share one softmax.
+
+  Args:
+    student: query float `[..., d_s]`, table float `[V, d_s]` (or a `Table`, dequantized first).
+    teacher: query float `[..., d_t]`, table `[V, d_t]` or a `Table`; receives no gradient.
+    labels: int `[...]` in `[0, V)`; masked ones may be anything (PAD).
+    label_weight: w_l, of the cross-entropy.
+    distill_weight: w_d, of the KL.
+    temperature: T > 0 of the KL, shared by both; the cross-entropy is taken at 1.
+    block: items a block, or None to choose from the shapes.
+    parts: also return what the loss is made of, for the log.
+    where: bool `[...]`, the positions that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
+      in the forward sweep, others recompute it on the way back.
+
+  Returns:
+    float32, in nats: a scalar, or `[...]` for `reduce_fn=None`. With `parts`, a pair of it and
+    `{"cross_entropy": ..., "kl": ...}`: both before their weights (the KL with its T**2), reduced
+    alike, without gradient. A label out of range that counts gives NaN. Differentiable once.
+
+  Raises:
+    ValueError: as `catalog_cross_entropy_loss` and `catalog_kl_loss`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> student = FactoredLogits(jnp.zeros([1, 1]), jnp.ones([2, 1]))
+    >>> teacher = FactoredLogits(jnp.ones([1, 2]), jnp.log(jnp.array([[0.9, 1.0], [0.1, 1.0]])))
+    >>> weights = {"label_weight": 0.2, "distill_weight": 0.8}
+    >>> round(float(catalog_distillation_loss(student, teacher, jnp.array([0]), **weights)), 4)
+    0.4331
+
+  Reference:
+    Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
+  """
+  labels, wrong = _labels(student, labels, where)
+  target = Target(labels, _teacher(student, teacher, where, temperature))
+  scale = jnp.asarray(temperature, jnp.float32) ** 2
+  shared = isinstance(temperature, int | float) and temperature == 1
+  mix = Mix(
+    jnp.asarray(label_weight, jnp.float32),
+    distill_weight * scale,
+    None if shared else jnp.asarray(temperature, jnp.float32),
+  )
+  loss, each = _reduced(student, target, mix, temperature, block, where, reduce_fn, wrong)
+  return (loss, constant({"cross_entropy": each.label, "kl": each.teacher})) if parts else loss
+
+
+def _labels(student, labels, where):
+  """Labels `[T]` with the sentinel V for wrong ones, and which are wrong, `[...]`."""
+  if jnp.shape(labels) != student.query.shape[:-1]:
+    raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {student.query.shape[:-1]}")
+  labels = jnp.asarray(labels)
+  safe = labels if where is None else jnp.where(where, labels, 0)
+  wrong = (safe < 0) | (safe >= student.num_items)
+  return jnp.where(wrong, student.num_items, safe).reshape(-1), wrong
+
+
+def _teacher(student, teacher, where, temperature) -> FactoredLogits:
+  """The teacher's logits over the temperature, `[T, V]` in factors, without gradient."""
   check_temperature(temperature)
   student_shape = (*student.query.shape[:-1], student.num_items)
   teacher_shape = (*teacher.query.shape[:-1], teacher.num_items)
@@ -111,13 +190,12 @@ def catalog_kl_loss(
     raise ValueError(
       f"student and teacher differ in shape of logits: {student_shape} and {teacher_shape}"
     )
-  t_query, t_table, t_bias = constant(tuple(teacher))
-  target = Target(_scaled(t_query, where, temperature), t_table, _bias(t_bias, temperature))
-  return _reduced(student, target, temperature, block, where, reduce_fn)
+  query, table, bias = constant(tuple(teacher))
+  return FactoredLogits(_scaled(query, where, temperature), table, _bias(bias, temperature))
 
 
-def _reduced(student, target, temperature, block, where, reduce_fn, wrong=None):
-  """Runs the sweep that suits the reduction."""
+def _reduced(student, target, mix, temperature, block, where, reduce_fn, wrong=None):
+  """Runs the sweep that suits the reduction; the loss, and the `Losses` of its parts."""
   if block is not None and block < 1:
     raise ValueError(f"block must be positive, got {block}")
   leading = student.query.shape[:-1]
@@ -129,19 +207,29 @@ def _reduced(student, target, temperature, block, where, reduce_fn, wrong=None):
     table = table.take(jnp.arange(student.num_items))
   table = jnp.asarray(table)
   blocks = choose_blocks(query.shape[0], student.num_items, block)
-  args = (blocks, query, table, bias, target)
-  scale = jnp.asarray(temperature, jnp.float32) ** 2
+  args = (blocks, query, table, bias, target, mix)
+  # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
+  bad = jnp.zeros(leading) if wrong is None else jnp.where(wrong, jnp.nan, 0.0)
   if reduce_fn in (jnp.mean, jnp.sum, totals):
     seen = jnp.ones(leading, bool) if where is None else jnp.asarray(where)
-    total = scale * weighted_loss(*args, seen.reshape(-1).astype(jnp.float32))
-    if wrong is not None:
-      total += jnp.where(jnp.any(wrong & seen), jnp.nan, 0.0)
-    mean = Mean(total, jnp.sum(seen, dtype=jnp.float32))
-    return total if reduce_fn is jnp.sum else mean if reduce_fn is totals else mean.compute()
-  losses = scale * each_loss(*args).reshape(leading)
-  if wrong is not None:
-    losses += jnp.where(wrong, jnp.nan, 0.0)
-  return reduce_loss(losses, where=where, reduce_fn=reduce_fn)
+    count = jnp.sum(seen, dtype=jnp.float32)
+    bad = jnp.sum(jnp.where(seen, bad, 0.0))
+    loss, each = weighted_loss(*args, seen.reshape(-1).astype(jnp.float32))
+
+    def finish(total):
+      mean = Mean(total, count)
+      return total if reduce_fn is jnp.sum else mean if reduce_fn is totals else mean.compute()
+
+  else:
+    bad = bad.reshape(-1)
+    loss, each = each_loss(*args)
+
+    def finish(values):
+      return reduce_loss(values.reshape(leading), where=where, reduce_fn=reduce_fn)
+
+  label = None if each.label is None else finish(each.label + bad)
+  teacher = None if each.teacher is None else finish(each.teacher * temperature**2)
+  return finish(loss + bad), Losses(label, teacher)
 
 
 def _scaled(query: Array, where: Array | None, temperature) -> Array:

@@ -25,17 +25,38 @@ _TOKENS = 1024  # Tokens in a block otherwise.
 
 
 class Target(NamedTuple):
-  """What the student's softmax is compared with.
+  """What the student's softmax is compared with: labels, a teacher, or both at once.
 
   Attributes:
-    tokens: int `[T]`, the labels; or float `[T, d_t]`, the teacher's queries.
-    table: the teacher's `[V, d_t]` (or a `Table`), None with labels.
-    bias: float `[V]` or None.
+    labels: int `[T]`, or None.
+    teacher: query `[T, d_t]`, table `[V, d_t]` (or a `Table`) and bias, or None.
   """
 
-  tokens: Array
-  table: Any = None
-  bias: Array | None = None
+  labels: Array | None = None
+  teacher: FactoredLogits | None = None
+
+
+class Mix(NamedTuple):
+  """The loss of a token with logits `u`: `label * CE(temperature * u) + teacher * KL(u)`.
+
+  A temperature of None is 1: both parts then share one softmax.
+  """
+
+  label: Array | float = 1.0
+  teacher: Array | float = 1.0
+  temperature: Array | float | None = None
+
+  @property
+  def label_slope(self) -> Array | float:
+    """The gradient of a token's loss by the cross-entropy's softmax of `u`."""
+    return self.label if self.temperature is None else self.label * self.temperature
+
+
+class Losses(NamedTuple):
+  """What a sweep measures of every token, float32 `[T]`; None without such a target."""
+
+  label: Any
+  teacher: Any
 
 
 class Blocks(NamedTuple):
@@ -67,53 +88,12 @@ def choose_blocks(num_tokens: int, num_items: int, block: int | None) -> Blocks:
   return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_loss(blocks: Blocks, query, table, bias, target: Target, weight) -> Array:
-  """Sum of `weight * loss` over tokens; the gradients come from the same sweep."""
-  losses, _ = sweep(blocks, query, table, bias, target, weight, with_grads=False)
-  return _weigh(losses, weight)
-
-
-def _weighted_forward(blocks, query, table, bias, target, weight):
-  losses, grads = sweep(blocks, query, table, bias, target, weight, with_grads=True)
-  return _weigh(losses, weight), _like(grads, query, table, bias)
-
-
-def _weighted_backward(blocks, grads, cotangent):
-  del blocks
-  scaled = jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), grads)
-  return (*scaled, None, None)
-
-
-weighted_loss.defvjp(_weighted_forward, _weighted_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def each_loss(blocks: Blocks, query, table, bias, target: Target) -> Array:
-  """The loss of each token, for reductions whose weights are known only on the way back."""
-  weight = jnp.ones(query.shape[:1], jnp.float32)
-  return sweep(blocks, query, table, bias, target, weight, with_grads=False)[0]
-
-
-def _each_forward(blocks, query, table, bias, target):
-  return each_loss(blocks, query, table, bias, target), (query, table, bias, target)
-
-
-def _each_backward(blocks, saved, cotangent):
-  query, table, bias, target = saved
-  _, grads = sweep(blocks, query, table, bias, target, cotangent, with_grads=True)
-  return (*_like(grads, query, table, bias), None)
-
-
-each_loss.defvjp(_each_forward, _each_backward)
-
-
 # Compiled as one program even where the caller runs op by op.
 @functools.partial(jax.jit, static_argnames=("blocks", "with_grads"))
 def sweep(
-  blocks: Blocks, query, table, bias, target: Target, weight, *, with_grads: bool
-) -> tuple[Array, Any]:
-  """Losses `[T]`, and the `Gradients` of their weighted sum (None if not asked for)."""
+  blocks: Blocks, query, table, bias, target: Target, mix: Mix, weight, *, with_grads: bool
+) -> tuple[Losses, Any]:
+  """The `Losses`, and the `Gradients` of the weighted sum of their mix (None if not asked for)."""
   num_tokens = query.shape[0]
   steps = max(1, -(-num_tokens // max(1, blocks.tokens)))
   padding = steps * blocks.tokens - num_tokens
@@ -127,16 +107,18 @@ def sweep(
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:num_tokens]
 
   def step(sums, x):
-    query, tokens, weight = x
+    query, labels, teacher_query, weight = x
     student = FactoredLogits(query, table, bias)
-    losses, d_query, sums = _tokens(student, target._replace(tokens=tokens), weight, sums, blocks)
+    teacher = target.teacher and target.teacher._replace(query=teacher_query)
+    losses, d_query, sums = _tokens(student, Target(labels, teacher), mix, weight, sums, blocks)
     return sums, (losses, d_query)
 
   sums = None
   if with_grads:
     d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
     sums = (jnp.zeros(table.shape, jnp.float32), d_bias)
-  xs = jax.tree.map(cut, (query, target.tokens, weight))
+  teacher_query = None if target.teacher is None else target.teacher.query
+  xs = jax.tree.map(cut, (query, target.labels, teacher_query, weight))
   if steps == 1:
     sums, outs = step(sums, jax.tree.map(lambda x: x[0], xs))
     outs = jax.tree.map(lambda x: x[None], outs)
@@ -146,46 +128,62 @@ def sweep(
   if sums is None:
     return losses, None
   grads = Gradients(d_query, *sums)
-  if target.table is None:
-    grads = _minus_labels(grads, query, table, target, weight)
+  if target.labels is not None:
+    grads = _minus_labels(grads, query, table, target.labels, weight * mix.label_slope)
   return losses, grads
 
 
-def _tokens(student: FactoredLogits, target: Target, weight, sums, blocks: Blocks):
+def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, sums, blocks: Blocks):
   """A block of tokens against all items: losses, d_query, and `sums` with its share added."""
-  soft = target.table is not None
-  models = (student, FactoredLogits(*target)) if soft else (student,)
   num_items, size = student.num_items, blocks.items
+  labels, teacher = target
+  # A softmax by name, each with its share of the gradient by the logits `u`.
+  shares = {}
+  own = "student" if mix.temperature is None else "unscaled"
+  if teacher is not None:
+    shares = {"student": mix.teacher, "teacher": -mix.teacher}
+  if labels is not None:
+    shares[own] = shares.get(own, 0.0) + mix.label_slope
+
+  def all_logits(start):
+    logits = {"student": _logits(student, start, size)}
+    if mix.temperature is not None and "unscaled" in shares:
+      logits["unscaled"] = logits["student"] * mix.temperature
+    if teacher is not None:
+      logits["teacher"] = _logits(teacher, start, size)
+    return {name: logits[name] for name in shares}
 
   def add_block(carry, start, logits, powers, stats, fresh):
     losses, d_query, sums = carry
-    (top, total), *teacher = stats
-    if soft:
-      ((teacher_top, teacher_total),) = teacher
-      gap = (logits[1] - teacher_top) - (logits[0] - top)
-      losses += jnp.sum(powers[1] * gap, axis=-1) / teacher_total[:, 0]
-    else:
-      losses += _label_gap(logits[0], top, target.tokens - start, fresh)
+    if labels is not None:
+      gap = _label_gap(logits[own], stats[own][0], labels - start, fresh)
+      losses = losses._replace(label=losses.label + gap)
+    if teacher is not None:
+      (top, _), (teacher_top, teacher_total) = stats["student"], stats["teacher"]
+      gap = (logits["teacher"] - teacher_top) - (logits["student"] - top)
+      part = jnp.sum(powers["teacher"] * gap, axis=-1) / teacher_total[:, 0]
+      losses = losses._replace(teacher=losses.teacher + part)
     if sums is None:
       return losses, d_query, sums
-    residual = powers[0] * (weight[:, None] / total)
-    if soft:
-      residual -= powers[1] * (weight[:, None] / teacher_total)
+    residual = sum(
+      powers[name] * (share * weight[:, None] / stats[name][1]) for name, share in shares.items()
+    )
     residual = residual.astype(student.query.dtype)
     rows = jax.lax.dynamic_slice_in_dim(student.table, start, size)
     d_query += _matmul("tv,vd->td", residual, rows)
     return losses, d_query, _add_items(sums, start, size, residual, student.query)
 
   zeros = jnp.zeros(weight.shape, jnp.float32)
-  carry = (zeros, None if sums is None else jnp.zeros(student.query.shape), sums)
+  empty = Losses(None if labels is None else zeros, None if teacher is None else zeros)
+  carry = (empty, None if sums is None else jnp.zeros(student.query.shape), sums)
   if size == num_items:
-    logits = [_logits(model, 0, size) for model in models]
-    tops = [jnp.max(z, axis=-1, keepdims=True) for z in logits]
+    logits = all_logits(0)
+    tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
     # The barrier keeps XLA from taking the exponentials again in every consumer.
     powers = jax.lax.optimization_barrier(
-      [jnp.exp(z - top) for z, top in zip(logits, tops, strict=True)]
+      jax.tree.map(lambda z, top: jnp.exp(z - top), logits, tops)
     )
-    stats = [(t, jnp.sum(p, axis=-1, keepdims=True)) for t, p in zip(tops, powers, strict=True)]
+    stats = {name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()}
     carry = add_block(carry, 0, logits, powers, stats, True)
   else:
     starts = jnp.arange(0, num_items, size)
@@ -194,25 +192,29 @@ def _tokens(student: FactoredLogits, target: Target, weight, sums, blocks: Block
       # The last block reaches back into the one before; what was seen there is not fresh.
       begin = jnp.minimum(start, num_items - size)
       fresh = (begin + jnp.arange(size) >= start)[None, :]
-      return begin, fresh, [jnp.where(fresh, _logits(m, begin, size), FLOOR) for m in models]
+      return begin, fresh, jax.tree.map(lambda z: jnp.where(fresh, z, FLOOR), all_logits(begin))
 
     def measure(stats, start):
       _, _, logits = block(start)
-      return [_update(s, z) for s, z in zip(stats, logits, strict=True)], None
+      return {name: _update(stats[name], z) for name, z in logits.items()}, None
 
     def add(carry, start):
       begin, fresh, logits = block(start)
-      powers = [
-        jnp.where(fresh, jnp.exp(z - top), 0.0) for z, (top, _) in zip(logits, stats, strict=True)
-      ]
+      powers = {
+        name: jnp.where(fresh, jnp.exp(z - stats[name][0]), 0.0) for name, z in logits.items()
+      }
       return add_block(carry, begin, logits, powers, stats, fresh), None
 
     column = zeros[:, None]
-    stats, _ = jax.lax.scan(measure, [(column + FLOOR, column)] * len(models), starts)
+    stats, _ = jax.lax.scan(measure, {name: (column + FLOOR, column) for name in shares}, starts)
     carry, _ = jax.lax.scan(add, carry, starts)
   losses, d_query, sums = carry
-  losses += jnp.log(stats[0][1][:, 0])
-  return (losses - jnp.log(stats[1][1][:, 0]) if soft else losses), d_query, sums
+  logs = {name: jnp.log(total[:, 0]) for name, (_, total) in stats.items()}
+  if labels is not None:
+    losses = losses._replace(label=losses.label + logs[own])
+  if teacher is not None:
+    losses = losses._replace(teacher=losses.teacher + logs["student"] - logs["teacher"])
+  return losses, d_query, sums
 
 
 def _logits(model: FactoredLogits, start, size: int) -> Array:
@@ -261,9 +263,9 @@ def _add_items(sums, start, size: int, residual, query):
   return d_table, d_bias
 
 
-def _minus_labels(grads: Gradients, query, table, target: Target, weight) -> Gradients:
+def _minus_labels(grads: Gradients, query, table, labels, weight) -> Gradients:
   """p - onehot(label): the second half touches one row a token, so it needs no matrix."""
-  column, labels = weight[:, None], target.tokens
+  column = weight[:, None]
   d_query = grads.query - column * table.at[labels].get(mode="fill", fill_value=0)
   d_table = grads.table.at[labels].add(-column * query, mode="drop")
   d_bias = None if grads.bias is None else grads.bias.at[labels].add(-weight, mode="drop")
@@ -272,12 +274,3 @@ def _minus_labels(grads: Gradients, query, table, target: Target, weight) -> Gra
 
 def _matmul(subscripts: str, a, b) -> Array:
   return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _weigh(losses, weight) -> Array:
-  return jnp.sum(jnp.where(weight == 0, 0.0, losses * weight))
-
-
-def _like(grads: Gradients, *inputs) -> Gradients:
-  """In the dtypes of the inputs, as cotangents must be."""
-  return jax.tree.map(lambda g, x: g.astype(x.dtype), grads, Gradients(*inputs))

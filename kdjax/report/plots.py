@@ -57,6 +57,7 @@ def plot_training_curves(
   *,
   loss: str = "train/loss",
   metric: str = "valid/ndcg@10",
+  best_steps: Mapping[str, int] | None = None,
 ) -> None:
   """Training loss and validation metric against the step, one line a run.
 
@@ -64,7 +65,9 @@ def plot_training_curves(
     curves: lines of `metrics.jsonl` by name of run; each has `step` and some of the numbers.
     path: where to write; the suffix (.png, .svg, .pdf) chooses the format.
     loss: which number goes into the upper panel.
-    metric: which number goes into the lower panel; its best step is marked.
+    metric: which number goes into the lower panel.
+    best_steps: by name of run, the step whose parameters were kept, marked in the lower panel;
+      where it is not given, the step of the greatest value.
 
   Raises:
     ResultError: if no run has either number.
@@ -84,13 +87,17 @@ def plot_training_curves(
       steps, values = zip(*seen, strict=True)
       axes.plot(steps, values, style, color=colour, label=name, linewidth=1.6)
       if axes is lower:
-        best = max(range(len(values)), key=lambda i: values[i])
+        kept = (best_steps or {}).get(name)
+        if kept in steps:
+          best = steps.index(kept)
+        else:
+          best = max(range(len(values)), key=lambda i: values[i])
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(steps[best], values[best], marker, color=colour, markersize=7)
   if not drawn:
     raise ResultError(f"no run has {loss!r} or {metric!r}; nothing to plot")
   upper.set_ylabel(loss)
-  lower.set_ylabel(f"{metric} (marker: best)")
+  lower.set_ylabel(f"{metric} (marker: kept)")
   lower.set_xlabel("step")
   for axes in (upper, lower):
     _dress(axes)

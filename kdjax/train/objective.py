@@ -15,8 +15,8 @@ class Term(NamedTuple):
 
   Attributes:
     name: by which metrics and errors call it; unique within an objective.
-    loss: `(student_outputs, teacher_outputs, batch) -> Mean or scalar`; with `init` it takes its
-      own parameters first.
+    loss: `(student_outputs, teacher_outputs, batch) -> Mean or scalar`, or a pair of it and of
+      `{name: Mean}` that are only logged; with `init` it takes its own parameters first.
     weight: a number, or an optax schedule of the step.
     init: `(key, student_outputs, teacher_outputs) -> params` of what the term itself learns, such
       as a projector; None for nothing.
@@ -34,8 +34,9 @@ class Objective(NamedTuple):
   Attributes:
     init: `(key, student_params, teacher_params, batch) -> params`, the tree that is trained:
       `{"student": ..., "helpers": {term: ...}}`.
-    means: `(params, teacher_params, batch, key) -> {term: Mean}`, unweighted and undivided.
-    weights: `(step) -> {term: weight}`.
+    means: `(params, teacher_params, batch, key) -> {term: Mean}`, unweighted and undivided; also
+      what the terms only log.
+    weights: `(step) -> {term: weight}`; what is only logged has none.
   """
 
   init: Callable[[Array, Params, Params, Batch], Params]
@@ -91,7 +92,13 @@ def make_objective(
     for term in terms:
       own = () if term.init is None else (params["helpers"][term.name],)
       value = term.loss(*own, student, teacher, batch)
+      logged: dict[str, Mean] = {}
+      if not isinstance(value, Mean) and isinstance(value, tuple):
+        value, logged = value
       result[term.name] = value if isinstance(value, Mean) else Mean(value, jnp.float32(1.0))
+      if twice := set(logged) & set(names):
+        raise ValueError(f"the term {term.name!r} logs {sorted(twice)}, the name of another term")
+      result |= jax.lax.stop_gradient(logged)
     return result
 
   def weights(step):

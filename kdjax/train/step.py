@@ -62,7 +62,7 @@ def make_train_step(
 
     def loss_fn(params, micro, micro_key):
       means = objective.means(params, teacher_params, micro, micro_key)
-      loss = sum(weights[name] * safe_divide(means[name].total, counts[name]) for name in means)
+      loss = sum(w * safe_divide(means[name].total, counts[name]) for name, w in weights.items())
       return loss, {name: mean.total for name, mean in means.items()}
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

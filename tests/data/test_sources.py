@@ -158,7 +158,7 @@ def test_item_attributes_beside_the_events(tmp_path):
     ("a.csv", "user,item,rating\n1,2,3\n1,2,bad\n", {}, r"line 3: rating 'bad' is not a number"),
     ("a.csv", "user,item,rating\n1,2,nan\n", {}, r"line 2: rating 'nan' is not a number"),
     ("a.csv", "user,item,ts\n1,2,2020-01-01\n", {}, r"line 2: timestamp '2020-01-01' is not"),
-    ("a.csv", "user,item,label\n1,2,1\n1,3,2\n", {}, r"event 2: label 2 is neither 0 nor 1"),
+    ("a.csv", "user,item,label\n1,2,1\n1,3,2\n", {}, r"line 3: 2: a label is neither 0 nor 1"),
     ("a.csv", b"user,item\n1,2\n1,\xff\n", {}, r"line 3: not UTF-8 text; save"),
     ("a.csv", b"user,item\n1,2\n1,\xff\n\n", {"format": "csv"}, r"line 3: not UTF-8 text; save"),
     ("a.csv", "user,item\n1,2\n".encode("utf-16"), {}, r"line 1: UTF-16 text; save the file"),
@@ -176,6 +176,8 @@ def test_item_attributes_beside_the_events(tmp_path):
     ("a.json", '{"user": 1, "item": 2}\n{"user": 1}\n', {}, r"line 2: no item \(field 'item'\)"),
     ("a.json", '{"user": 1, "item": 2, "rating": 1}\n{"user": 1, "item": 2, "rating": "x"}\n', {},
      r"line 2: rating 'x' is not a number"),
+    ("a.json", '{"user": 1, "item": 2, "label": 1}\n{"user": 1, "item": 2, "label": 3}\n', {},
+     r"line 2: 3: a label is neither 0 nor 1"),
     ("a.json", "[1, 2]\n", {}, r"line 1: not a JSON object"),
     ("a.parquet", "PAR1 no PAR1", {}, r"not a Parquet file"),
   ],
@@ -190,6 +192,19 @@ def test_bad_files_name_the_place_and_the_mend(tmp_path, name, text, options, me
     path = write(tmp_path, name + ".gz", text)
     with pytest.raises(DataError, match=message):
       sources.load(path, **options)
+
+
+def test_parquet_names_the_row_of_an_odd_label(tmp_path):
+  path = tmp_path / "a.parquet"
+  pl.DataFrame({"user": [1, 1], "item": [2, 3], "label": [1.0, 0.5]}).write_parquet(path)
+  with pytest.raises(DataError, match=r"a.parquet, row 2: a label is neither 0 nor 1"):
+    sources.load(path)
+
+
+def test_what_a_filter_empties_is_called_by_its_path(tmp_path):
+  log = sources.load(write(tmp_path, "a.csv", "user,item\n1,2\n1,3\n"))
+  with pytest.raises(DataError, match=r"a\.csv: k_core=5 removed all 2 events"):
+    prepare(log, k_core=5)
 
 
 def test_missing_places(tmp_path):

@@ -202,6 +202,19 @@ def catalog_kl_gradient(*args, temperature=1.0, block=None):
   return gradient @ np.float64(args[1])
 
 
+def catalog_distillation_oracle(*args, label_weight, distill_weight, temperature=1.0, block=None):
+  label = catalog_ce_oracle(*args[:3], args[6])
+  return label_weight * label + distill_weight * catalog_kl_oracle(
+    *args[:6], temperature=temperature
+  )
+
+
+def catalog_distillation_gradient(*args, label_weight, distill_weight, temperature=1.0, block=None):
+  label = catalog_ce_gradient(*args[:3], args[6])
+  soft = catalog_kl_gradient(*args[:6], temperature=temperature)
+  return label_weight * label + distill_weight * soft
+
+
 SUPPORT = np.array([True, False, True, True, False, True, True])
 RAGGED = np.arange(EXAMPLES * 7).reshape(EXAMPLES, 7) % 5 != 0
 DISTILL = {"teachers": (1,), "equal": ((0, 1),), "edges": (0, 1)}
@@ -354,5 +367,28 @@ CASES = [
     gradient=catalog_kl_gradient,
     edges=(2, 5),
     name="blocks-unequal-widths",
+  ),
+  Case(
+    factored(losses.catalog_distillation_loss, teacher=True),
+    lambda rng: (*catalog(23, 6)(rng), *catalog(23, 15)(rng), rng.integers(0, 23, EXAMPLES)),
+    catalog_distillation_oracle,
+    {"label_weight": 0.3, "distill_weight": 1.5},
+    students=(0, 1, 2),
+    teachers=(3, 4, 5),
+    shared=(1, 2, 4, 5),
+    gradient=catalog_distillation_gradient,
+    edges=(2, 5),
+  ),
+  Case(
+    factored(losses.catalog_distillation_loss, teacher=True),
+    lambda rng: (*catalog(23, 6)(rng), *catalog(23, 15)(rng), rng.integers(0, 23, EXAMPLES)),
+    catalog_distillation_oracle,
+    {"label_weight": 0.3, "distill_weight": 1.5, "temperature": 2.0, "block": 10},
+    students=(0, 1, 2),
+    teachers=(3, 4, 5),
+    shared=(1, 2, 4, 5),
+    gradient=catalog_distillation_gradient,
+    edges=(2, 5),
+    name="blocks-temperature",
   ),
 ]

@@ -110,6 +110,13 @@ def test_training_curves_draw_each_run_and_mark_its_best(tmp_path, figures):
   assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["teacher", "student"]
 
 
+def test_training_curves_mark_the_step_that_was_kept(tmp_path, figures):
+  report.plot_training_curves(CURVES, tmp_path / "curves.png", best_steps={"student": 50})
+  lower = figures[0].axes[1]
+  marked = [line for line in lower.lines if len(line.get_xdata()) == 1]
+  assert [line.get_xdata()[0] for line in marked] == [90, 50]
+
+
 def test_nothing_to_plot_is_an_error(tmp_path):
   with pytest.raises(report.ResultError, match="no row has both a quality and"):
     report.plot_quality_against_bytes([{"name": "a"}], tmp_path / "plot.png")

@@ -1,11 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 
 from kdjax.reduce import Mean
-from kdjax.train import objective, parallel
+from kdjax.train import objective, parallel, state, step
 
 INDEX = np.arange(64, dtype=np.int32).reshape(2, 32)[[0, 1, 1, 0]]
 
@@ -139,6 +140,37 @@ def test_learned_helpers_are_trained_with_the_student():
   assert after.params["helpers"]["hint"]["scale"] != 1.0
   assert isinstance(metrics["hint"], Mean)
   assert objective.student_params(after.params).keys() == student.keys()
+
+
+def test_what_a_term_only_logs_moves_nothing():
+  def joint(student, teacher, batch):
+    label = toy.label_loss(student, teacher, batch)
+    return label, {"match": toy.match_loss(student, teacher, batch)}
+
+  results = []
+  for loss in (toy.label_loss, joint):
+    goal = objective.make_objective(
+      toy.plain_apply, [objective.Term("label", loss)], teacher_apply=toy.plain_apply
+    )
+    tx = optax.sgd(0.1)
+    teacher = toy.init(jax.random.key(9))
+    params = goal.init(jax.random.key(1), toy.init(jax.random.key(0)), teacher, toy.rows(4))
+    make_step = step.make_train_step(goal, tx, accumulate=2)
+    results.append(make_step(state.init_state(params, tx), teacher, toy.rows(), jax.random.key(0)))
+  (plain_state, plain), (joint_state, logged) = results
+  assert_close(joint_state.params, plain_state.params, rtol=1e-6)
+  np.testing.assert_allclose(logged["loss"], plain["loss"], rtol=1e-6)
+  assert set(logged) - set(plain) == {"match"}
+  assert logged["match"].count == toy.rows()["mine"].sum()
+
+  def twin(student, teacher, batch):
+    return joint(student, teacher, batch)[0], {"label": joint(student, teacher, batch)[0]}
+
+  goal = objective.make_objective(
+    toy.plain_apply, [objective.Term("label", twin)], teacher_apply=toy.plain_apply
+  )
+  with pytest.raises(ValueError, match="label"):
+    goal.means(params, teacher, toy.rows(), None)
 
 
 def test_an_objective_refuses_twin_names_and_no_terms():
