@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from loss_cases import CASES, EXAMPLES
+from cases_catalog import CASES as CATALOG
+from cases_features import CASES as FEATURES
+from cases_logits import CASES as LOGITS
+from cases_ranking import CASES as RANKING
+from loss_cases import EXAMPLES
 
 from kdjax import losses
 from kdjax.reduce import Mean, totals
@@ -17,7 +21,9 @@ def over(cases):
   return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
+CASES = [*LOGITS, *FEATURES, *RANKING, *CATALOG]
 table = over(CASES)
+independent = over([case for case in CASES if not case.joint])
 divergences = over([case for case in CASES if case.equal])
 with_closed_form = over([case for case in CASES if case.gradient])
 distillations = over([case for case in CASES if case.teachers])
@@ -303,7 +309,7 @@ def test_vmap_equals_a_loop(case):
       np.testing.assert_allclose(grad[half], seen, rtol=1e-5, atol=1e-6)
 
 
-@table
+@independent
 def test_totals_merge_to_the_mean(case):
   args = args_of(case)
   where = where_of(case, args, keep=np.arange(EXAMPLES) < 8)  # 6 of one part, 2 of the other.
