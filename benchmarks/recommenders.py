@@ -14,6 +14,7 @@ import shutil
 
 from absl import app, flags
 
+from benchmarks import summary
 from experiments import compress
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 
@@ -21,7 +22,7 @@ FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent
 
 LARGE = ModelConfig(dim=128, layers=2, heads=2, mlp_dim=256, dropout=0.2)
-SMALL = ModelConfig(dim=64, layers=1, heads=1, mlp_dim=64, dropout=0.1)
+SMALL = ModelConfig(dim=64, layers=2, heads=1, mlp_dim=64, dropout=0.0)
 TEACHER_FIT = FitConfig(
   epochs=45,
   learning_rate=2e-3,
@@ -31,11 +32,13 @@ TEACHER_FIT = FitConfig(
   accumulate=8,
 )
 STUDENT_FIT = dataclasses.replace(
-  TEACHER_FIT, epochs=20, batch_size=64, learning_rate=3e-3, accumulate=4
+  TEACHER_FIT, epochs=25, batch_size=64, learning_rate=3e-3, accumulate=4
 )
-RECOVERY_FIT = dataclasses.replace(STUDENT_FIT, epochs=6, learning_rate=1e-3)
-DISTILL = DistillConfig(label_weight=0.2, distill_weight=0.8)
-PRUNE = PruneConfig(sparsity=0.3)
+RECOVERY_FIT = dataclasses.replace(STUDENT_FIT, epochs=8, learning_rate=1e-3)
+DISTILL = DistillConfig(
+  label_weight=0.2, distill_weight=0.8, cache_queries=True, inherit_tables=True
+)
+PRUNE = PruneConfig(sparsity=0.35)
 
 # Folder of the log, longest history a model sees, and what differs from the above.
 CONFIGS = {
@@ -77,6 +80,9 @@ def main(argv):
   out.mkdir(parents=True, exist_ok=True)
   # The path of the data says something of this machine only.
   result["config"]["data"]["dataset"] = FLAGS.dataset
+  result["claims"] = summary.claims(result["rows"])
+  for name, value in result["claims"].items():
+    print(f"{name:15s} {value:.4f}")
   result["command"] = f"python -m benchmarks.recommenders --dataset={FLAGS.dataset}"
   (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   for name in ("table.md", "table.csv", "plots/quality_bytes.png", "plots/training.png"):

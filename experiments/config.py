@@ -137,6 +137,16 @@ class DistillConfig:
   label_weight: float = option(0.5, "Weight of the loss on the labels.", lower=0)
   distill_weight: float = option(0.5, "Weight of the distillation loss.", lower=0)
   temperature: float = option(1.0, "Temperature T of the softened distributions.", lower=1e-3)
+  cache_queries: bool = option(
+    False,
+    "Run the teacher over the training rows once and keep its query of every position in memory "
+    "(positions x its dim values), instead of running it in every step; sequence models only.",
+  )
+  inherit_tables: bool = option(
+    False,
+    "Start a new student's embedding tables from the teacher's, brought to its width by truncated "
+    "singular value decomposition.",
+  )
   hint_weight: float = option(0.0, "Weight of the MSE between projected features.", lower=0)
   hint_features: str = option(
     "query:query", "Which features the hint compares, as <student's name>:<teacher's name>."

@@ -10,7 +10,7 @@ from typing import Any
 from experiments import cli, fitting, runs
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.tasks import Task
-from kdjax import losses
+from kdjax import losses, models
 from kdjax.flags import group, option
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
@@ -37,6 +37,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   task = runs.make_task(config.data, config.model.model)
   runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
+  inherit = lambda params: params  # noqa: E731
+  if config.distill.inherit_tables:
+    inherit = lambda params: models.inherit_tables(params, teacher.params)  # noqa: E731
   fitted = fitting.fit_model(
     task,
     config.model.model,
@@ -45,6 +48,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=distill_terms(task, config.distill, config.fit),
     teacher=teacher,
+    cache_queries=config.distill.cache_queries,
+    inherit=inherit,
     name=folder.name,
   )
   return runs.finish(

@@ -16,8 +16,17 @@ from experiments.runs import SavedModel, make_model
 from experiments.tasks import Judgement, Task
 from kdjax import tree
 from kdjax.models.linen import Sizes
-from kdjax.train import checkpoint, loop, objective, parallel, state, step, writers
-from kdjax.types import Params
+from kdjax.train import (
+  checkpoint,
+  loop,
+  objective,
+  parallel,
+  state,
+  step,
+  teacher_queries,
+  writers,
+)
+from kdjax.types import Apply, Params
 
 
 def make_tx(
@@ -67,7 +76,9 @@ def fit_model(
   *,
   terms: Sequence[objective.Term],
   teacher: SavedModel | None = None,
+  cache_queries: bool = False,
   start: Params | None = None,
+  inherit: Callable[[Params], Params] = lambda params: params,
   last: Callable[[int], optax.GradientTransformation] | None = None,
   min_best: Callable[[int], int] = lambda num_steps: 0,
   name: str = "train",
@@ -82,7 +93,9 @@ def fit_model(
     workdir: where checkpoints and metrics go.
     terms: of the objective.
     teacher: a trained model of the same task, run live.
+    cache_queries: whether its queries are computed once and kept in memory instead.
     start: the student's parameters at step 0; fresh ones by default.
+    inherit: from fresh parameters to those at step 0, where there is no `start`.
     last: from the number of steps to the last transform of the optimizer chain.
     min_best: from the number of steps to the one before which no validation can win.
     name: of the progress bar.
@@ -90,11 +103,14 @@ def fit_model(
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   teacher_model = None if teacher is None else make_model(teacher.family, teacher.sizes, fit.dtype)
-  goal = objective.make_objective(
-    student.apply, terms, teacher_apply=None if teacher_model is None else teacher_model.apply
-  )
+  arrays = task.arrays
+  teacher_apply = None if teacher_model is None else teacher_model.apply
+  if cache_queries and teacher is not None:
+    assert teacher_apply is not None
+    arrays, teacher_apply = _cache_queries(task, fit, teacher_apply, teacher.params)
+  goal = objective.make_objective(student.apply, terms, teacher_apply=teacher_apply)
   feed = loop.Feed(
-    task.arrays,
+    arrays,
     task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit)),
     seed=fit.seed,
     resident=not fit.stream,
@@ -107,11 +123,11 @@ def fit_model(
   )
 
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
-  example = jax.tree.map(jnp.asarray, task.example(fit.accumulate))
+  example = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
   if augment is not None:
     example = augment(example, augment_key)
   if start is None:
-    start = student.init(init_key, example)
+    start = inherit(student.init(init_key, example))
   teacher_params = None if teacher is None else jax.tree.map(jnp.asarray, teacher.params)
   params = goal.init(init_key, start, teacher_params, example)
   train_state = state.init_state(params, tx)
@@ -161,6 +177,20 @@ def fit_model(
     )
   best = jax.device_get(objective.student_params(train_state.params))
   return Fitted(best, progress)
+
+
+def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params):
+  """The rows with the teacher's queries beside them, and the `apply` that reads those."""
+  if task.name != "sequence":
+    raise ValueError(
+      f"--cache_queries: the {task.name} task has no fixed positions whose query could be kept; "
+      "leave the flag out"
+    )
+  dtype = None if fit.logits_dtype == "same" else fit.logits_dtype
+  queries = teacher_queries.encode_rows(
+    apply, params, task.arrays, dtype=dtype, progress=fit.progress
+  )
+  return {**task.arrays, teacher_queries.NAME: queries}, teacher_queries.with_queries(apply)
 
 
 def _data_devices(fit: FitConfig) -> int:

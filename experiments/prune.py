@@ -58,6 +58,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=terms,
     teacher=teacher,
+    cache_queries=config.distill.cache_queries,
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: pruning.prune(schedule(config.prune, num_steps), select=select),
     # A student that is not yet as sparse as was asked for cannot be the best one.

@@ -38,7 +38,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   rows = report.read_results(config.runs)
   table = report.summarise([{"name": row["workdir"], **row} for row in rows], metric=config.metric)
   text = report.to_markdown(table)
-  (folder / "table.md").write_text(text + "\\n", encoding="utf-8")
+  (folder / "table.md").write_text(text + "\n", encoding="utf-8")
   (folder / "table.csv").write_text(report.to_csv(table), encoding="utf-8")
   report.plot_quality_against_bytes(table, folder / "quality_bytes.png")
   if any("latency_p50_ms" in row for row in table):

@@ -76,10 +76,6 @@ class Task(NamedTuple):
     rows = len(next(iter(self.arrays.values())))
     return multiple * max(1, round(batch_size * rows / self.num_examples / multiple))
 
-  def example(self, count: int = 2) -> dict[str, np.ndarray]:
-    """A few rows, to initialise a model with."""
-    return {name: values[:count] for name, values in self.arrays.items()}
-
 
 def label_loss_of(fit: FitConfig, default: str, allowed: tuple[str, ...], family: str) -> str:
   """The label loss that the flags ask for.

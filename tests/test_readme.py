@@ -3,6 +3,8 @@ import io
 import pathlib
 import re
 
+import pytest
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
@@ -33,7 +35,28 @@ def test_its_tables_are_those_of_the_result_files():
   from kdjax import report
 
   text = README.read_text(encoding="utf-8")
-  assert report.replace_block(text, "speed", summary.table()) == text
-  rows = report.read_results([README.parent / "benchmarks" / "results" / "demo"])
-  demo = report.to_markdown(report.summarise(rows))
-  assert report.replace_block(text, "demo", demo) == text
+  for name, block in summary.blocks().items():
+    assert report.replace_block(text, name, block) == text, f"python -m benchmarks.summary ({name})"
+
+
+def test_claims_are_those_of_the_rows():
+  from benchmarks import summary
+
+  def rows(name, values, size):
+    return [
+      {"name": name, "metric": "m", "quality": {"m": {"value": v}}, "size": {"bytes": size}}
+      for v in values
+    ]
+
+  found = summary.claims(
+    rows("teacher", [0.5], 1000)
+    + rows("alone", [0.4, 0.41, 0.42], 500)
+    + rows("+ pruned", [0.48, 0.49, 0.5], 200)
+    + rows("+ int8", [0.47, 0.48, 0.49], 100)
+  )
+  assert found["kept"] == pytest.approx(0.96)
+  assert found["smaller"] == 10
+  assert found["gain"] == pytest.approx(0.07)
+  # Both samples have deviation .01, so the error of the difference is .01 sqrt(2 / 3).
+  assert found["gain_in_errors"] == pytest.approx(7 * (3 / 2) ** 0.5)
+  assert found["int8_cost"] == pytest.approx((1 / 48 + 1 / 49 + 1 / 50) / 3)

@@ -2,6 +2,7 @@
 
 from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
+from kdjax.models.inherit import inherit_tables
 from kdjax.models.linen import from_linen
 from kdjax.models.mf import make_mf, mf_axes, mf_sizes
 from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
@@ -15,6 +16,7 @@ __all__ = [
   "from_linen",
   "gru4rec_axes",
   "gru4rec_sizes",
+  "inherit_tables",
   "make_bert4rec",
   "make_gru4rec",
   "make_mf",

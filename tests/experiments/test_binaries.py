@@ -130,6 +130,29 @@ def test_training_options(tmp_path, options):
   assert result["training"]["steps"] > 0
 
 
+def test_kept_queries_give_the_student_of_the_live_teacher(trained, tmp_path):
+  for cached in (False, True):
+    config = tiny.distill_config(trained(), cache_queries=cached, hint_weight=0.1)
+    distill.run(config, tmp_path / str(cached))
+  lines = [json.loads((tmp_path / str(c) / "metrics.jsonl").read_text().splitlines()[-1])
+           for c in (False, True)]  # fmt: skip
+  for name in ("train/cross_entropy", "train/distill_kl", "train/hint", "train/loss"):
+    assert lines[0][name] == pytest.approx(lines[1][name], rel=1e-4)
+  with pytest.raises(ValueError, match="--cache_queries"):
+    distill.run(tiny.distill_config(trained("mf"), "mf", cache_queries=True), tmp_path / "mf")
+
+
+def test_inherited_tables_are_where_training_starts(trained, tmp_path):
+  fit = dataclasses.replace(tiny.FIT, epochs=1, learning_rate=0.0)
+  config = tiny.distill_config(trained(), inherit_tables=True, fit=fit)
+  distill.run(config, tmp_path)
+  table = runs.load_model(tmp_path, flag="--").params["item_embedding"]["embedding"]
+  wide = runs.load_model(trained(), flag="--").params["item_embedding"]["embedding"]
+  # What 8 of 16 columns keep is most of the table, and nothing is added to it.
+  kept = np.linalg.norm(table) ** 2 / np.linalg.norm(wide) ** 2
+  assert 0.5 < kept <= 1 + 1e-5
+
+
 @pytest.mark.parametrize("loss", ["kl", "mse", "bernoulli_kl"])
 def test_distillation_losses_with_a_hint(trained, tmp_path, loss):
   config = tiny.distill_config(trained(), distill_loss=loss, hint_weight=0.1, temperature=2.0)
