@@ -24,6 +24,7 @@ BASE = [
   "tqdm>=4.66",
 ]
 TEST = [
+  "equinox>=0.13",
   "hypothesis>=6.100",
   "ipykernel>=6.29",
   "nbclient>=0.10",

@@ -116,7 +116,7 @@ def compression() -> str:
     "errors | cost of int8 |",
     "|---|---:|---:|---:|---:|---:|---:|",
   ]
-  for name in LOGS:
+  for name in measured():
     result = read(name)
     found = claims(result["rows"])
     lines.append(
@@ -124,6 +124,11 @@ def compression() -> str:
       f"| {found['gain']:+.4f} | {found['gain_in_errors']:.1f} | {found['int8_cost']:.2%} |"
     )
   return "\n".join(lines)
+
+
+def measured() -> list[str]:
+  """The logs whose comparison has been run."""
+  return [name for name in LOGS if (ROOT / "results" / name / "result.json").exists()]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -135,9 +140,11 @@ def blocks() -> dict[str, str]:
   """Every generated block of the README."""
   tables = {
     name: report.to_markdown(report.summarise(report.read_results([ROOT / "results" / name])))
-    for name in ("demo", *LOGS)
+    for name in ("demo", *measured())
   }
-  return {"speed": speeds(), "compression": compression(), **tables}
+  if measured():
+    tables["compression"] = compression()
+  return {"speed": speeds(), **tables}
 
 
 def main(argv):

@@ -73,7 +73,8 @@ def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     recovery = dataclasses.replace(config.recovery_fit, seed=seed)
     train.run(train.Config(config.data, config.student, fit), paths["alone"])
     distill.run(
-      distill.Config(teacher, config.data, config.student, config.distill, fit), paths["distilled"]
+      distill.Config((teacher,), config.data, config.student, config.distill, fit),
+      paths["distilled"],
     )
     prune.run(
       prune.Config(str(paths["distilled"]), teacher, config.distill, config.prune, recovery),

@@ -137,6 +137,12 @@ class DistillConfig:
   label_weight: float = option(0.5, "Weight of the loss on the labels.", lower=0)
   distill_weight: float = option(0.5, "Weight of the distillation loss.", lower=0)
   temperature: float = option(1.0, "Temperature T of the softened distributions.", lower=1e-3)
+  distill_losses: tuple[str, ...] = option(
+    (),
+    "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
+    "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
+    "kl:0.8,rkd_distance@query:10>1; sequence models only.",
+  )
   cache_queries: bool = option(
     False,
     "Run the teacher over the training rows once and keep its query of every position in memory "

@@ -20,7 +20,7 @@ from kdjax.train.objective import Term
 class Config:
   """Options of experiments.distill."""
 
-  teacher: str = option("", "Workdir of the trained teacher.")
+  teacher: tuple[str, ...] = option((), "Workdir of the trained teacher, or of several.")
   data: DataConfig = group(DataConfig)
   model: ModelConfig = group(ModelConfig, dim=32)
   distill: DistillConfig = group(DistillConfig)
@@ -32,22 +32,23 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  teacher = runs.load_model(config.teacher, flag="--teacher")
+  teachers = [runs.load_model(path, flag="--teacher") for path in config.teacher or ("",)]
   runs.describe_data(config.data, folder)
   task = runs.make_task(config.data, config.model.model)
-  runs.check_teacher(teacher, task, config.data)
+  for teacher in teachers:
+    runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
   inherit = lambda params: params  # noqa: E731
   if config.distill.inherit_tables:
-    inherit = lambda params: models.inherit_tables(params, teacher.params)  # noqa: E731
+    inherit = lambda params: models.inherit_tables(params, teachers[0].params)  # noqa: E731
   fitted = fitting.fit_model(
     task,
     config.model.model,
     sizes,
     config.fit,
     folder,
-    terms=distill_terms(task, config.distill, config.fit),
-    teacher=teacher,
+    terms=distill_terms(task, config.distill, config.fit, num_teachers=len(teachers)),
+    teachers=teachers,
     cache_queries=config.distill.cache_queries,
     inherit=inherit,
     name=folder.name,
@@ -64,12 +65,27 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   )
 
 
-def distill_terms(task: Task, distill: DistillConfig, fit: FitConfig) -> list[Term]:
+def distill_terms(
+  task: Task, distill: DistillConfig, fit: FitConfig, *, num_teachers: int = 1
+) -> list[Term]:
   """The terms that the flags ask for; a weight of 0 leaves its term out.
 
   Raises:
-    ValueError: if no weight is positive.
+    ValueError: if no weight is positive, or the flags do not fit the task or the teachers.
   """
+  if distill.distill_losses:
+    if task.flag_terms is None:
+      raise ValueError(
+        f"--distill_losses: the {task.name} task does not know it; use --distill_loss"
+      )
+    labels = [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
+    num_steps = fitting.count_steps(task, fit)
+    return labels + task.flag_terms(distill, fit, num_teachers, num_steps)
+  if num_teachers > 1:
+    raise ValueError(
+      "--teacher: several teachers need --distill_losses, which says what to learn from each: "
+      "kl#1:0.4,kl#2:0.4"
+    )
   terms = []
   both = distill.label_weight and distill.distill_weight
   if both and (joint := task.joint_term(distill, fit)) is not None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from experiments.config import FitConfig
 from experiments.runs import SavedModel, make_model
 from experiments.tasks import Judgement, Task
 from kdjax import tree
+from kdjax.data import batches
 from kdjax.models.linen import Sizes
 from kdjax.train import (
   checkpoint,
@@ -26,6 +27,7 @@ from kdjax.train import (
   teacher_queries,
   writers,
 )
+from kdjax.train.step import Augment
 from kdjax.types import Apply, Params
 
 
@@ -75,7 +77,7 @@ def fit_model(
   workdir: pathlib.Path,
   *,
   terms: Sequence[objective.Term],
-  teacher: SavedModel | None = None,
+  teachers: Sequence[SavedModel] = (),
   cache_queries: bool = False,
   start: Params | None = None,
   inherit: Callable[[Params], Params] = lambda params: params,
@@ -92,8 +94,9 @@ def fit_model(
     fit: the flags of training.
     workdir: where checkpoints and metrics go.
     terms: of the objective.
-    teacher: a trained model of the same task, run live.
-    cache_queries: whether its queries are computed once and kept in memory instead.
+    teachers: trained models of the same task, run live; terms get the outputs of one as they are,
+      of several as a tuple.
+    cache_queries: whether their queries are computed once and kept in memory instead.
     start: the student's parameters at step 0; fresh ones by default.
     inherit: from fresh parameters to those at step 0, where there is no `start`.
     last: from the number of steps to the last transform of the optimizer chain.
@@ -102,33 +105,26 @@ def fit_model(
   """
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
-  teacher_model = None if teacher is None else make_model(teacher.family, teacher.sizes, fit.dtype)
-  arrays = task.arrays
-  teacher_apply = None if teacher_model is None else teacher_model.apply
-  if cache_queries and teacher is not None:
-    assert teacher_apply is not None
-    arrays, teacher_apply = _cache_queries(task, fit, teacher_apply, teacher.params)
+  teacher_apply, teacher_params, arrays = _join_teachers(task, fit, teachers, cache_queries)
   goal = objective.make_objective(student.apply, terms, teacher_apply=teacher_apply)
   feed = loop.Feed(
     arrays,
-    task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit)),
+    _rows_per_step(task, fit),
     seed=fit.seed,
     resident=not fit.stream,
   )
-  num_steps = fit.epochs * feed.steps_per_epoch
+  num_steps = count_steps(task, fit)
   tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
-  augment = task.augment(fit)
+  augment = _with_noise(task.augment(fit))
   make_step = functools.partial(
     step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
   )
 
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
-  example = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
-  if augment is not None:
-    example = augment(example, augment_key)
+  rows = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
+  example = augment(rows, augment_key)
   if start is None:
     start = inherit(student.init(init_key, example))
-  teacher_params = None if teacher is None else jax.tree.map(jnp.asarray, teacher.params)
   params = goal.init(init_key, start, teacher_params, example)
   train_state = state.init_state(params, tx)
 
@@ -179,18 +175,61 @@ def fit_model(
   return Fitted(best, progress)
 
 
-def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params):
-  """The rows with the teacher's queries beside them, and the `apply` that reads those."""
+def _join_teachers(
+  task: Task, fit: FitConfig, teachers: Sequence[SavedModel], cache_queries: bool
+) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
+  """One `apply` and its params for all teachers, and the rows that it reads."""
+  arrays = dict(task.arrays)
+  applies = []
+  for number, teacher in enumerate(teachers):
+    apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
+    if cache_queries:
+      name = teacher_queries.NAME + (f"_{number + 1}" if number else "")
+      arrays[name] = _cache_queries(task, fit, apply, teacher.params)
+      apply = teacher_queries.with_queries(apply, name=name)
+    applies.append(apply)
+  params = [jax.tree.map(jnp.asarray, teacher.params) for teacher in teachers]
+  if not teachers:
+    return None, None, arrays
+  if len(teachers) == 1:
+    return applies[0], params[0], arrays
+
+  def all_apply(params, batch, *, key=None):
+    return tuple(apply(own, batch, key=key) for apply, own in zip(applies, params, strict=True))
+
+  return all_apply, params, arrays
+
+
+def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
   if task.name != "sequence":
     raise ValueError(
       f"--cache_queries: the {task.name} task has no fixed positions whose query could be kept; "
       "leave the flag out"
     )
   dtype = None if fit.logits_dtype == "same" else fit.logits_dtype
-  queries = teacher_queries.encode_rows(
-    apply, params, task.arrays, dtype=dtype, progress=fit.progress
-  )
-  return {**task.arrays, teacher_queries.NAME: queries}, teacher_queries.with_queries(apply)
+  return teacher_queries.encode_rows(apply, params, task.arrays, dtype=dtype, progress=fit.progress)
+
+
+def _with_noise(augment: Augment | None) -> Augment:
+  """Random bits for the terms that draw, a number a row, so that they split as rows do."""
+
+  def draw(batch, key):
+    own, key = jax.random.split(key)
+    batch = batch if augment is None else augment(batch, own)
+    rows = len(next(iter(batch.values())))
+    return {**batch, "noise": jax.random.bits(key, (rows,), "uint32")}
+
+  return draw
+
+
+def _rows_per_step(task: Task, fit: FitConfig) -> int:
+  return task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit))
+
+
+def count_steps(task: Task, fit: FitConfig) -> int:
+  """Steps of a whole training by these flags."""
+  rows = len(next(iter(task.arrays.values())))
+  return fit.epochs * batches.steps_per_epoch(rows, _rows_per_step(task, fit))
 
 
 def _data_devices(fit: FitConfig) -> int:

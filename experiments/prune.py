@@ -57,7 +57,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.fit,
     folder,
     terms=terms,
-    teacher=teacher,
+    teachers=() if teacher is None else (teacher,),
     cache_queries=config.distill.cache_queries,
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: pruning.prune(schedule(config.prune, num_steps), select=select),

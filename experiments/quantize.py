@@ -5,7 +5,7 @@ python -m experiments.quantize --workdir=runs/int8 --model_dir=runs/student
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 from experiments import cli, runs
 from kdjax import quant
@@ -19,6 +19,9 @@ class Config:
 
   model_dir: str = option("", "Workdir of the trained model.")
   seed: int = option(0, "Noted in the result; quantization itself draws nothing.")
+  rest_dtype: Literal["float16", "float32"] = option(
+    "float16", "Type of what stays in floating point: positions, biases, norms."
+  )
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   params = quant.quantize_params(
     source.params,
     select=lambda path, leaf: is_matrix(path, leaf) and "position_embedding" not in path,
+    rest_dtype=None if config.rest_dtype == "float32" else config.rest_dtype,
   )
   print(quant.format_quantized(quant.summarize_quantized(params)), flush=True)
   return runs.finish(

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import ranking
+from experiments import ranking, sequence_terms
 from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.loss_flags import parse_losses
 from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses, serve
@@ -66,6 +67,22 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
     return Term(name, label_loss(name, log_q, fit), weight)
 
+  def flag_terms(distill: DistillConfig, fit: FitConfig, num_teachers: int, num_steps: int):
+    specs = parse_losses(
+      distill.distill_losses,
+      valid=sequence_terms.VALID,
+      featured=sequence_terms.FEATURED,
+      num_teachers=num_teachers,
+    )
+    return sequence_terms.make_terms(
+      specs,
+      catalog_logits=catalog_logits,
+      temperature=distill.temperature,
+      fit=fit,
+      popularity=log_q,
+      num_steps=num_steps,
+    )
+
   def judge(apply, params, part) -> Judgement:
     seen = ranking.histories(dataset, part)
     logits = serve.encode_histories(
@@ -92,6 +109,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     serve=lambda apply: serve.make_recommender(apply, k=ranking.LIST),
     request=request,
     joint_term=joint_term,
+    flag_terms=flag_terms,
   )
 
 

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 
 from kdjax.losses.common import (
   FLOOR,
+  check_labels,
   check_same_shape,
   check_temperature,
   constant,
   floored,
+  kl_divergence,
+  log_prob_pair,
   log_probs,
   pick,
   visible,
@@ -58,11 +61,10 @@ def kl_loss(
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531
     (which prints the cross-entropy; KL has the same gradient and is 0 at equality).
   """
-  check_same_shape(student_logits, teacher_logits)
-  check_temperature(temperature)
-  log_s = log_probs(visible(student_logits, where, core_ndim=1), temperature, support)
-  log_t = log_probs(visible(constant(teacher_logits), where, core_ndim=1), temperature, support)
-  kl = jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
+  log_s, log_t = log_prob_pair(
+    student_logits, teacher_logits, temperature=temperature, support=support, where=where
+  )
+  kl = kl_divergence(log_t, log_s)
   return reduce_loss(temperature**2 * kl, where=where, reduce_fn=reduce_fn)
 
 
@@ -196,7 +198,7 @@ def cross_entropy_loss(
   Reference:
     Szegedy et al., Rethinking the Inception Architecture, 2015, arXiv:1512.00567 (smoothing).
   """
-  _check_labels(labels, jnp.shape(logits)[:-1])
+  check_labels(labels, jnp.shape(logits)[:-1])
   logits = floored(visible(logits, where, core_ndim=1), support)
   labels = labels if where is None else jnp.where(where, labels, 0)
   log_p = jax.nn.log_softmax(logits, axis=-1)
@@ -206,6 +208,50 @@ def cross_entropy_loss(
     uniform = -safe_divide(jnp.sum(jnp.where(real, log_p, 0.0), axis=-1), jnp.sum(real, axis=-1))
     loss = (1 - label_smoothing) * loss + label_smoothing * uniform
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
+
+
+def soft_cross_entropy_loss(
+  student_logits: Array,
+  teacher_probs: Array,
+  *,
+  support: Array | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Softmax cross-entropy with a target for every class: refined, mixed or annotated labels.
+
+  $$L = -\sum_{c \in S} q_c \log p_c$$
+
+  Args:
+    student_logits: float `[..., C]`.
+    teacher_probs: float `[..., C]`, q >= 0, probabilities (not logits); receives no gradient. A sum
+      other than 1 weighs the example.
+    support: bool `[C]` or `[..., C]`, the classes that exist: S; targets outside are dropped.
+    where: bool `[...]`, the examples that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`.
+
+  Returns:
+    float32, in nats: a scalar, or `[...]` for `reduce_fn=None`. At the target itself it is the
+    target's entropy, not 0.
+
+  Raises:
+    ValueError: if the shapes differ, or `where` has not the shape `[...]`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> loss = soft_cross_entropy_loss(jnp.zeros([1, 4]), jnp.array([[0.7, 0.1, 0.1, 0.1]]))
+    >>> round(float(loss), 4)
+    1.3863
+
+  Reference:
+    Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
+  """
+  check_same_shape(student_logits, teacher_probs)
+  log_p = log_probs(visible(student_logits, where, core_ndim=1), 1.0, support)
+  target = visible(constant(teacher_probs), where, core_ndim=1)
+  if support is not None:
+    target = jnp.where(jnp.broadcast_to(support, target.shape), target, 0.0)
+  return reduce_loss(-jnp.sum(target * log_p, axis=-1), where=where, reduce_fn=reduce_fn)
 
 
 def binary_cross_entropy_loss(
@@ -239,13 +285,8 @@ def binary_cross_entropy_loss(
   Reference:
     Cox, The Regression Analysis of Binary Sequences, 1958.
   """
-  _check_labels(labels, jnp.shape(logits))
+  check_labels(labels, jnp.shape(logits))
   logits = jnp.clip(visible(logits, where), FLOOR, -FLOOR)
   labels = visible(labels, where)
   loss = labels * jax.nn.softplus(-logits) + (1 - labels) * jax.nn.softplus(logits)
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
-
-
-def _check_labels(labels, shape) -> None:
-  if jnp.shape(labels) != shape:
-    raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {shape}")

@@ -3,8 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.common import floored, visible
-from kdjax.reduce import ReduceFn, reduce_loss, safe_divide
+from kdjax.losses.common import (
+  FLOOR,
+  check_same_shape,
+  constant,
+  existing,
+  floored,
+  mean_over,
+  visible,
+)
+from kdjax.reduce import ReduceFn, reduce_loss
 from kdjax.types import Array
 
 
@@ -44,10 +52,9 @@ def bpr_loss(
   """
   _check_leading(positive_scores, negative_scores)
   positive = floored(visible(positive_scores, where))
-  negative = floored(visible(negative_scores, where, core_ndim=1))
+  negative = floored(visible(negative_scores, where, core_ndim=1), support)
   loss = jax.nn.softplus(negative - positive[..., None])
-  real = jnp.ones(loss.shape, bool) if support is None else jnp.broadcast_to(support, loss.shape)
-  loss = safe_divide(jnp.sum(jnp.where(real, loss, 0.0), axis=-1), jnp.sum(real, axis=-1))
+  loss = mean_over(loss, existing(support, loss.shape))
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
 
 
@@ -93,6 +100,134 @@ def sampled_softmax_loss(
     Bengio, Senecal, Adaptive Importance Sampling to Accelerate Training of a Neural Probabilistic
     Language Model, 2008; Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019 (log Q).
   """
+  positive, negative = _corrected(
+    positive_scores, negative_scores, positive_log_q, negative_log_q, support, where
+  )
+  logits = jnp.concatenate([positive[..., None], negative], axis=-1)
+  loss = -jax.nn.log_softmax(logits, axis=-1)[..., 0]
+  return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
+
+
+def nce_loss(
+  positive_scores: Array,
+  negative_scores: Array,
+  *,
+  positive_log_q: Array | None = None,
+  negative_log_q: Array | None = None,
+  support: Array | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Noise-contrastive estimation: tell the positive from N draws of the noise Q.
+
+  $$L = -\log \sigma(x^+ - \log N q^+) - \sum_{j \in S} \log \sigma(\log N q_j - x^-_j),
+  \quad N = |S|$$
+
+  Its optimum is normalised by itself: $e^x$ tends to the probability of the item. Without log q the
+  terms in $\log N q$ are left out, which is negative sampling.
+
+  Args:
+    positive_scores: float `[...]`, the score of the observed item.
+    negative_scores: float `[..., N]`, the scores of N items drawn from Q.
+    positive_log_q: float `[...]`, log Q of the positive; None for negative sampling.
+    negative_log_q: float `[N]` or `[..., N]`, log Q of each negative; None for negative sampling.
+    support: bool `[N]` or `[..., N]`, the negatives that count.
+    where: bool `[...]`, the examples that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`.
+
+  Returns:
+    float32, in nats: a scalar, or `[...]` for `reduce_fn=None`.
+
+  Raises:
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, or only one of the
+      two log q is given.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> round(float(nce_loss(jnp.array([0.0]), jnp.array([[0.0, 0.0]]))), 4)
+    2.0794
+
+  Reference:
+    Gutmann, Hyvarinen, Noise-contrastive estimation, AISTATS 2010; Mnih, Teh, A fast and simple
+    algorithm for training neural probabilistic language models, 2012, arXiv:1206.6426; Mikolov et
+    al., Distributed Representations of Words and Phrases, 2013, arXiv:1310.4546 (without log q).
+  """
+  positive, negative = _corrected(
+    positive_scores, negative_scores, positive_log_q, negative_log_q, support, where
+  )
+  real = existing(support, negative.shape)
+  if positive_log_q is not None:
+    log_n = jnp.log(jnp.maximum(jnp.sum(real, axis=-1, dtype=jnp.float32), 1.0))
+    positive, negative = positive - log_n, negative - log_n[..., None]
+  noise = jnp.sum(jax.nn.softplus(negative), axis=-1)
+  return reduce_loss(jax.nn.softplus(-positive) + noise, where=where, reduce_fn=reduce_fn)
+
+
+def margin_mse_loss(
+  student_positive_scores: Array,
+  student_negative_scores: Array,
+  teacher_positive_scores: Array,
+  teacher_negative_scores: Array,
+  *,
+  support: Array | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Mean squared difference of the margins between a positive and its negatives.
+
+  $$L = \frac{1}{|S|} \sum_{j \in S} \left( (x^{s+} - x^{s-}_j) - (x^{t+} - x^{t-}_j) \right)^2$$
+
+  Only differences are compared, so that the teacher may score in another range. S leaves out pairs
+  with an item that either side calls impossible (-inf).
+
+  Args:
+    student_positive_scores: float `[...]`, of the relevant item.
+    student_negative_scores: float `[..., N]`, of N others.
+    teacher_positive_scores: float `[...]`, of the same item; receives no gradient.
+    teacher_negative_scores: float `[..., N]`, of the same others; receives no gradient.
+    support: bool `[N]` or `[..., N]`, the negatives that count.
+    where: bool `[...]`, the examples that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`.
+
+  Returns:
+    float32, in squared scores: a scalar, or `[...]` for `reduce_fn=None`. 0 where no pair is left.
+
+  Raises:
+    ValueError: if the leading axes or the shapes of the negatives differ, or `where` has not the
+      shape `[...]`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> student = jnp.array([2.0]), jnp.array([[1.0]])
+    >>> teacher = jnp.array([9.0]), jnp.array([[0.0]])
+    >>> float(margin_mse_loss(*student, *teacher))
+    64.0
+
+  Reference:
+    Hofstaetter et al., Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
+    Distillation, 2020, arXiv:2010.02666 (one negative a query; the mean over N is ours).
+  """
+  _check_leading(student_positive_scores, student_negative_scores)
+  _check_leading(teacher_positive_scores, teacher_negative_scores)
+  check_same_shape(student_negative_scores, teacher_negative_scores)
+  student, student_real = _margins(student_positive_scores, student_negative_scores, support, where)
+  teacher, teacher_real = _margins(
+    constant(teacher_positive_scores), constant(teacher_negative_scores), support, where
+  )
+  loss = mean_over((student - teacher) ** 2, student_real & teacher_real)
+  return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
+
+
+def _margins(positive_scores, negative_scores, support, where) -> tuple[Array, Array]:
+  """Positive less negative, and of which pairs: both are possible."""
+  positive = floored(visible(positive_scores, where))[..., None]
+  negative = floored(visible(negative_scores, where, core_ndim=1), support)
+  possible = (positive != FLOOR) & (negative != FLOOR)  # NaN stays in, and so stays visible.
+  return jnp.where(possible, positive - negative, 0.0), possible
+
+
+def _corrected(positive_scores, negative_scores, positive_log_q, negative_log_q, support, where):
+  """Both scores less their log q, finite, 0 where masked and `FLOOR` outside of the support."""
   _check_leading(positive_scores, negative_scores)
   if (positive_log_q is None) != (negative_log_q is None):
     raise ValueError("positive_log_q and negative_log_q must be given together")
@@ -102,10 +237,7 @@ def sampled_softmax_loss(
     positive = positive - visible(positive_log_q, where)
     log_q = jnp.broadcast_to(jnp.asarray(negative_log_q, jnp.float32), negative.shape)
     negative = negative - visible(log_q, where, core_ndim=1)
-  negative = floored(negative, support)
-  logits = jnp.concatenate([positive[..., None], negative], axis=-1)
-  loss = -jax.nn.log_softmax(logits, axis=-1)[..., 0]
-  return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
+  return positive, floored(negative, support)
 
 
 def _check_leading(positive_scores, negative_scores) -> None:

@@ -45,9 +45,13 @@ def contraction_axes(path: Path, leaf: Any) -> tuple[int, ...]:
 
 
 def quantize_params(
-  params: Params, *, select: Select = is_weight, axis_rule: AxisRule = contraction_axes
+  params: Params,
+  *,
+  select: Select = is_weight,
+  axis_rule: AxisRule = contraction_axes,
+  rest_dtype: Any = None,
 ) -> Params:
-  r"""Post-training int8 of every selected leaf; the others stay as they are.
+  r"""Post-training int8 of every selected leaf; the other floats may be halved.
 
   $w \to (v, s)$ with $s = \max |w| / 127$ over the leaf's contraction axes, see `quantize`.
 
@@ -56,6 +60,8 @@ def quantize_params(
     select: which leaves; biases, norms and integers are left out by default. Select by name to
       keep a sensitive leaf in float.
     axis_rule: `(path, leaf) -> axes` over which a leaf shares one scale.
+    rest_dtype: what the other float leaves become, such as `jnp.float16`, whose 11 bits are plenty
+      for tables of positions, biases and norms; None leaves them as they are.
 
   Returns:
     The same tree with `QTensor` leaves. `summarize_quantized` tells what became of each leaf.
@@ -75,9 +81,12 @@ def quantize_params(
   """
 
   def convert(path: Path, leaf: Any) -> Any:
-    if is_qtensor(leaf) or not select(path, leaf):
+    if is_qtensor(leaf):
       return leaf
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    if not select(path, leaf):
+      return leaf if rest_dtype is None or not floating else jnp.asarray(leaf, rest_dtype)
+    if not floating:
       raise ValueError(f"cannot quantise {'/'.join(path)}: it is {jnp.result_type(leaf).name}")
     return quantize(leaf, axis=axis_rule(path, leaf))
 

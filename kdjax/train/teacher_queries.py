@@ -60,8 +60,8 @@ def encode_rows(
   return result
 
 
-def with_queries(apply: Apply) -> Apply:
-  """The teacher's `apply` for batches that bring its queries under `teacher_query`.
+def with_queries(apply: Apply, *, name: str = NAME) -> Apply:
+  """The teacher's `apply` for batches that bring its queries under `name`.
 
   Its table, bias and any feature that a loss reads are computed as before; whatever nothing reads,
   the body that made the queries first of all, the compiler drops.
@@ -69,7 +69,7 @@ def with_queries(apply: Apply) -> Apply:
 
   def cached(params: Params, batch: Batch, *, key: Array | None = None) -> Outputs:
     outputs = apply(params, batch, key=key)
-    query = batch[NAME]
+    query = batch[name]
     features = dict(outputs.features)
     if "query" in features:
       features["query"] = query

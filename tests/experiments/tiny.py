@@ -30,7 +30,7 @@ def distill_config(teacher, family="sasrec", fit=FIT, **options):
   import dataclasses
 
   return distill.Config(
-    str(teacher),
+    (str(teacher),),
     data_for(family),
     dataclasses.replace(STUDENT, model=family),
     DistillConfig(**options),

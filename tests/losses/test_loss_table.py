@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases_catalog import CASES as CATALOG
+from cases_divergences import CASES as DIVERGENCES
 from cases_features import CASES as FEATURES
+from cases_listwise import CASES as LISTWISE
 from cases_logits import CASES as LOGITS
+from cases_maps import CASES as MAPS
+from cases_pairwise import CASES as PAIRWISE
 from cases_ranking import CASES as RANKING
+from cases_recommenders import CASES as RECOMMENDERS
+from cases_relations import CASES as RELATIONS
+from cases_sequence import CASES as SEQUENCE
 from loss_cases import EXAMPLES
 
 from kdjax import losses
@@ -21,7 +28,19 @@ def over(cases):
   return pytest.mark.parametrize("case", cases, ids=lambda case: case.id)
 
 
-CASES = [*LOGITS, *FEATURES, *RANKING, *CATALOG]
+CASES = [
+  *LOGITS,
+  *FEATURES,
+  *MAPS,
+  *RELATIONS,
+  *RANKING,
+  *LISTWISE,
+  *PAIRWISE,
+  *RECOMMENDERS,
+  *CATALOG,
+  *DIVERGENCES,
+  *SEQUENCE,
+]
 table = over(CASES)
 independent = over([case for case in CASES if not case.joint])
 divergences = over([case for case in CASES if case.equal])

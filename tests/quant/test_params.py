@@ -14,7 +14,7 @@ from kdjax.quant.params import (
   quantize_params,
   summarize_quantized,
 )
-from kdjax.quant.qtensor import QTensor, dequantize, quantize
+from kdjax.quant.qtensor import QTensor, dequantize, is_qtensor, quantize
 from kdjax.tree import count_bytes
 
 
@@ -77,6 +77,16 @@ def test_summary_says_what_why_and_how_many_bytes():
     == f"total: 2 of 5 leaves int8, {count_bytes(params)} -> {count_bytes(q)} B"
   )
   assert len(text.splitlines()) == 6
+
+
+def test_the_rest_may_be_halved():
+  q = quantize_params(
+    {"kernel": jnp.ones([4, 2]), "bias": jnp.ones([2]), "step": 3}, rest_dtype="float16"
+  )
+  assert is_qtensor(q["kernel"])
+  assert q["kernel"].scale.dtype == jnp.float32
+  assert q["bias"].dtype == jnp.float16
+  assert q["step"] == 3
 
 
 def test_a_stock_linen_model_runs_on_quantised_params():

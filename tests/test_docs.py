@@ -1,0 +1,45 @@
+import importlib
+import pathlib
+
+import pytest
+
+from docs import make_losses
+from kdjax import losses
+
+TESTS = pathlib.Path(__file__).parent / "losses"
+PUBLIC = [name for name in losses.__all__ if name.endswith("_loss")]
+
+
+def test_the_page_is_what_the_docstrings_make():
+  made = make_losses.page()
+  assert make_losses.PAGE.read_text(encoding="utf-8") == made, "python -m docs.make_losses"
+
+
+def test_every_loss_stands_in_one_section():
+  listed = [name for entries in make_losses.SECTIONS.values() for name in entries]
+  assert sorted(listed) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(make_losses.PACKAGES))
+def test_what_is_said_to_be_checked_by_a_package_is(name):
+  """Some test file that names the loss also names the package."""
+  texts = [path.read_text(encoding="utf-8") for path in TESTS.glob("test_*.py")]
+  for package in make_losses.PACKAGES[name].split(", "):
+    assert any(f"losses.{name}" in text and package in text for text in texts), package
+
+
+def test_an_unknown_name_suggests_the_nearest():
+  with pytest.raises(AttributeError, match="did you mean 'kl_loss'"):
+    losses.kl_los  # noqa: B018
+  with pytest.raises(AttributeError, match="has no attribute 'zzz'"):
+    losses.zzz  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["plain_jax", "flax_nnx", "equinox_mlp"])
+def test_examples_learn_in_few_lines(name):
+  module = importlib.import_module(f"docs.examples.{name}")
+  history = module.run(steps=100)
+  assert history[-1] < 0.8 * history[0]
+  lines = pathlib.Path(module.__file__).read_text(encoding="utf-8").splitlines()
+  code = [line for line in lines if line.strip() and not line.strip().startswith('"""')]
+  assert len(code) < 40
