@@ -25,34 +25,40 @@ import numpy as np
 from kdjax import losses
 from kdjax.types import FactoredLogits
 
-# tokens, items, width of the student, width of the teacher (0: labels instead).
+# tokens, items, width of the student, width of the teacher (0: none), whether there are labels.
 CASES = {
-  "cross_entropy": (16384, 3416, 64, 0),
-  "kl": (16384, 3416, 64, 128),
-  "kl_large_catalogue": (1024, 100_000, 32, 128),
+  "cross_entropy": (16384, 3416, 64, 0, True),
+  "kl": (16384, 3416, 64, 128, False),
+  "distillation": (16384, 3416, 64, 128, True),
+  "kl_large_catalogue": (1024, 100_000, 32, 128, False),
 }
 
 
-def make_args(tokens, items, width, teacher_width):
-  """Random queries and tables at the scale of trained ones, and labels or a teacher."""
-  keys = iter(jax.random.split(jax.random.key(0), 5))
+def make_args(tokens, items, width, teacher_width, labelled):
+  """Random queries and tables at the scale of trained ones; labels, a teacher, or both."""
+  keys = iter(jax.random.split(jax.random.key(0), 6))
   query = jax.random.normal(next(keys), (tokens, width))
   table = jax.random.normal(next(keys), (items, width)) / np.sqrt(width)
+  labels = (jax.random.randint(next(keys), (tokens,), 0, items),) if labelled else ()
   if not teacher_width:
-    return query, table, (jax.random.randint(next(keys), (tokens,), 0, items),)
+    return query, table, labels
   teacher = jax.random.normal(next(keys), (tokens, teacher_width))
   teacher_table = jax.random.normal(next(keys), (items, teacher_width)) / np.sqrt(teacher_width)
-  return query, table, (teacher, teacher_table)
+  return query, table, (*labels, teacher, teacher_table)
 
 
 def dense(query, table, target):
   """The textbook: both matrices of logits, log softmax, sum."""
   log_s = jax.nn.log_softmax(jnp.matmul(query, table.T, preferred_element_type=jnp.float32))
+  loss = 0.0
+  if len(target) != 2:
+    loss -= jnp.mean(jnp.take_along_axis(log_s, target[0][:, None], axis=1))
   if len(target) == 1:
-    return -jnp.mean(jnp.take_along_axis(log_s, target[0][:, None], axis=1))
-  logits = jnp.matmul(target[0], target[1].T, preferred_element_type=jnp.float32)
+    return loss
+  teacher, teacher_table = target[-2:]
+  logits = jnp.matmul(teacher, teacher_table.T, preferred_element_type=jnp.float32)
   log_t = jax.nn.log_softmax(jax.lax.stop_gradient(logits))
-  return jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
+  return loss + jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1))
 
 
 def blocked(query, table, target):
@@ -60,7 +66,16 @@ def blocked(query, table, target):
   student = FactoredLogits(query, table)
   if len(target) == 1:
     return losses.catalog_cross_entropy_loss(student, target[0])
-  return losses.catalog_kl_loss(student, FactoredLogits(*target))
+  teacher = FactoredLogits(*target[-2:])
+  if len(target) == 2:
+    return losses.catalog_kl_loss(student, teacher)
+  weights = {"label_weight": 1.0, "distill_weight": 1.0}
+  return losses.catalog_distillation_loss(student, teacher, target[0], **weights)
+
+
+def two_sweeps(query, table, target):
+  """The library's, cross-entropy and KL each by itself."""
+  return blocked(query, table, target[:1]) + blocked(query, table, target[1:])
 
 
 def half(tree):
@@ -87,7 +102,7 @@ def timed(calls, rounds):
 def measure(case, rounds):
   """Time, memory and agreement of the variants of one case."""
   args = make_args(*case)
-  tokens, items, width, teacher_width = case
+  tokens, items, width, teacher_width, labelled = case
   square = jax.random.normal(jax.random.key(1), (1024, 1024))
   variants = {
     "dense": (dense, args),
@@ -95,6 +110,11 @@ def measure(case, rounds):
     "dense bfloat16": (dense, half(args)),
     "blocked bfloat16": (blocked, half(args)),
   }
+  if labelled and teacher_width:
+    variants |= {
+      "two sweeps": (two_sweeps, args),
+      "two sweeps bfloat16": (two_sweeps, half(args)),
+    }
   compiled = {
     name: (jax.jit(jax.value_and_grad(fn, (0, 1))).lower(*a).compile(), a)
     for name, (fn, a) in variants.items()
