@@ -65,6 +65,10 @@ CONFIGS["movielens-small"] = dataclasses.replace(
   data=DataConfig(dataset="movielens-small", max_length=200),
   teacher=dataclasses.replace(LARGE, dropout=0.5),
   student=dataclasses.replace(SMALL, dropout=0.2),
+  # A tenth of the events: smaller batches, or there would be few steps.
+  teacher_fit=dataclasses.replace(TEACHER_FIT, batch_size=16, accumulate=2),
+  student_fit=dataclasses.replace(STUDENT_FIT, batch_size=16, accumulate=2, learning_rate=2e-3),
+  recovery_fit=dataclasses.replace(RECOVERY_FIT, batch_size=16, accumulate=2),
 )
 
 

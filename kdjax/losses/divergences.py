@@ -343,8 +343,19 @@ def _mixing_gain(gap: Array, weight) -> Array:
     gap: float `[...]`, the other log-probability minus this one.
     weight: of the other, in [0, 1].
   """
+  if isinstance(weight, int | float):  # Half the work where the weight is known.
+    return _heavily(gap, weight) if weight > 0.5 else _lightly(gap, weight)
   little, much = jnp.minimum(weight, 0.5), jnp.maximum(weight, 0.5)
-  far = jnp.maximum(gap - 80.0, 0.0)  # exp(gap) would overflow: it is added outside the log.
-  lightly = jnp.log1p(little * jnp.expm1(jnp.minimum(gap, 80.0))) + jnp.where(little > 0, far, 0.0)
-  heavily = jnp.logaddexp(jnp.log1p(-much), jnp.log(much) + gap)
-  return jnp.where(weight > 0.5, heavily, lightly)
+  return jnp.where(weight > 0.5, _heavily(gap, much), _lightly(gap, little))
+
+
+def _lightly(gap: Array, weight) -> Array:
+  """For weights up to 1/2."""
+  far = gap > 80.0  # exp(gap) would overflow: what is beyond is added outside the log.
+  inner = jnp.log1p(weight * jnp.expm1(jnp.where(far, 80.0, gap)))
+  return inner + jnp.where(far & (weight > 0), gap - 80.0, 0.0)
+
+
+def _heavily(gap: Array, weight) -> Array:
+  """For weights from 1/2 on."""
+  return jnp.logaddexp(jnp.log1p(-weight), jnp.log(weight) + gap)
