@@ -57,6 +57,11 @@ ROWS = (
     "load_log",
     ("formats", "csv", "pandas_seconds_over_kdjax"),
   ),
+  (
+    "the same, peak memory over the columns read",
+    "load_log",
+    ("formats", "csv", "kdjax", "peak_over_columns"),
+  ),
 )
 
 
