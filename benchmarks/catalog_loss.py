@@ -158,14 +158,7 @@ def run(output: str, rounds: int) -> dict:
   result = {
     "command": "python -m benchmarks.catalog_loss " + " ".join(sys.argv[1:]),
     "date": datetime.date.today().isoformat(),
-    "made_with": {
-      "jax": jax.__version__,
-      "python": platform.python_version(),
-      "device": jax.devices()[0].device_kind,
-      "cpu": cpu_name(),
-      "cores": os.cpu_count(),
-      "load_before": round(os.getloadavg()[0], 2),
-    },
+    "made_with": made_with(),
     "rounds": rounds,
     "cases": {},
   }
@@ -174,6 +167,18 @@ def run(output: str, rounds: int) -> dict:
     print(name, json.dumps(found, indent=2), flush=True)
   pathlib.Path(output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
   return result
+
+
+def made_with() -> dict[str, str | float | None]:
+  """Versions, machine and how busy it is: what stands beside every figure."""
+  return {
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+    "device": jax.devices()[0].device_kind,
+    "cpu": cpu_name(),
+    "cores": os.cpu_count(),
+    "load_before": round(os.getloadavg()[0], 2),
+  }
 
 
 def cpu_name() -> str:

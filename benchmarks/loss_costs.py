@@ -10,9 +10,7 @@ Memory is what XLA reports as temporary of the compiled program; it reads no clo
 import argparse
 import datetime
 import json
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Callable
 
@@ -20,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.catalog_loss import cpu_name, timed
+from benchmarks.catalog_loss import made_with, timed
 from kdjax import losses
 
 ROWS, PAIR_ROWS, CLASSES, T = 4096, 64, 1000, 2.0
@@ -153,14 +151,7 @@ def run(output: str, rounds: int) -> dict:
   result = {
     "command": "python -m benchmarks.loss_costs " + " ".join(sys.argv[1:]),
     "date": datetime.date.today().isoformat(),
-    "made_with": {
-      "jax": jax.__version__,
-      "python": platform.python_version(),
-      "device": jax.devices()[0].device_kind,
-      "cpu": cpu_name(),
-      "cores": os.cpu_count(),
-      "load_before": round(os.getloadavg()[0], 2),
-    },
+    "made_with": made_with(),
     "rounds": rounds,
     "losses": {},
   }

@@ -1,8 +1,9 @@
 """The terms of --distill_losses for sequence models: what each loss is given.
 
 Losses on logits get every labelled position. Losses that rank candidates or compare positions with
-each other get a sample of the positions, fresh in every step: their cost grows with candidates or
-with pairs.
+each other get some positions of every row, fresh in every step: their cost grows with candidates or
+with pairs. Which ones depends on the row alone, so that micro-batches and devices, which split the
+rows, together see those of the whole batch, and totals over counts stay means.
 """
 
 import functools
@@ -20,9 +21,9 @@ from kdjax.reduce import totals
 from kdjax.train.objective import Term
 from kdjax.types import Array, Batch, FactoredLogits, Outputs
 
-RANKED = 256  # Positions whose candidates are ranked in a micro-batch.
-RELATED = 128  # Positions that are compared with each other,
-TRIPLES = 40  # and those that are by threes.
+RANKED = 4  # Positions of a row whose candidates are ranked,
+RELATED = 2  # that are compared with those of the other rows by twos,
+TRIPLES = 1  # and by threes.
 TOP = 100  # The teacher's best items that candidates are drawn from.
 DRAWN = 40  # Candidates of each kind.
 GROUPS = 8  # Experts, groups of entities, and groups of like popularity.
@@ -46,7 +47,7 @@ PROJECTED: Mapping[str, Callable[..., Any]] = {
   "cosine_feature": losses.cosine_feature_loss,
   "patient": losses.patient_loss,
 }
-# On features of any two widths, positions against positions; how many at most.
+# On features of any two widths, positions against positions; how many of a row.
 RELATIONS: Mapping[str, tuple[Callable[..., Any], int]] = {
   "rkd_distance": (losses.rkd_distance_loss, RELATED),
   "rkd_angle": (losses.rkd_angle_loss, TRIPLES),
@@ -56,7 +57,7 @@ RELATIONS: Mapping[str, tuple[Callable[..., Any], int]] = {
   "cka": (losses.cka_loss, RELATED),
   "topology": (losses.topology_loss, RELATED),
 }
-# On the teacher's candidates: `loss(sample, weights) -> (values [positions], where)`.
+# On the scores of candidates [positions, candidates], see `_ranked`.
 CANDIDATES = (
   "listnet",
   "listmle",
@@ -145,19 +146,20 @@ def _dense(loss, labelled, temperature, student, teacher, batch):
   return loss(*args, **options, where=where, reduce_fn=totals)
 
 
-def _sample(batch: Batch, count: int) -> tuple[Array, Array]:
-  """Flat places of some positions, evenly spread from a random start, and a key of this step."""
-  shape = batch["labels"].shape
-  size = shape[0] * shape[1]
-  start_key, key = jax.random.split(jax.random.key(batch["noise"][0]))
-  count = min(count, size)
-  places = jax.random.randint(start_key, (), 0, size) + (jnp.arange(count) * size) // count
-  return places % size, key
+def _sample(batch: Batch, count: int) -> Array:
+  """Some places of each row, evenly spread from a random start: int `[rows, count]`."""
+  length = batch["labels"].shape[1]
+  count = min(count, length)
+  start = (batch["noise"] % length).astype(jnp.int32)
+  steps = (jnp.arange(count) * length) // count
+  return (start[:, None] + steps[None]) % length
 
 
 def _at(places: Array, values: Array) -> Array:
-  """`[B, L, ...]` to `[places, ...]`."""
-  return values.reshape(-1, *values.shape[2:])[places]
+  """`[rows, length, ...]` to `[rows * count, ...]`."""
+  places = places.reshape(*places.shape, *[1] * (values.ndim - 2))
+  chosen = jnp.take_along_axis(values, places, axis=1)
+  return chosen.reshape(-1, *values.shape[2:])
 
 
 def _pick(outputs: Outputs, name: str, whose: str) -> Array:
@@ -173,7 +175,7 @@ def _features(spec: LossSpec, student: Outputs, teacher: Outputs) -> tuple[Array
 
 
 def _related(loss, count, spec, student, teacher, batch):
-  places, _ = _sample(batch, count)
+  places = _sample(batch, count)
   vectors = (_at(places, x) for x in _features(spec, student, teacher))
   return loss(*vectors, where=_at(places, batch["labels"]) >= 0, reduce_fn=totals)
 
@@ -200,7 +202,7 @@ def _learned(spec: LossSpec):
       return losses.hint_loss(own, other, where=where, reduce_fn=totals)
     own = apply(params, own)
     if spec.name == "info_nce":
-      places, _ = _sample(batch, RELATED)
+      places = _sample(batch, RELATED)
       own, other, where = (_at(places, x) for x in (own, other, where))
       return losses.info_nce_loss(own, other, where=where, reduce_fn=totals)
     return PROJECTED[spec.name](own, other, where=where, reduce_fn=totals)
@@ -210,7 +212,7 @@ def _learned(spec: LossSpec):
 
 def _ranked(name, temperature, groups, student, teacher, batch):
   """Losses on the scores of candidates that are drawn from the teacher's best and from the rest."""
-  places, key = _sample(batch, RANKED)
+  places, key = _sample(batch, RANKED), jax.random.key(batch["noise"][0])
   where = _at(places, batch["labels"]) >= 0
   own, other = (
     FactoredLogits(_at(places, x.query), x.table, x.bias) for x in (student.logits, teacher.logits)
@@ -223,9 +225,9 @@ def _ranked(name, temperature, groups, student, teacher, batch):
     ids = best[:, :draws]
     ranks = jnp.broadcast_to(jnp.arange(draws), ids.shape)
     rest = losses.sample_uninteresting(key, best, num_items=num_items, draws=draws)
-    places = losses.estimate_ranks(own.at(ids), own.at(rest.ids), num_items=num_items)
+    student_ranks = losses.estimate_ranks(own.at(ids), own.at(rest.ids), num_items=num_items)
     return losses.ranking_distillation_loss(
-      own.at(ids), ranks, student_ranks=jax.lax.stop_gradient(places), **done
+      own.at(ids), ranks, student_ranks=jax.lax.stop_gradient(student_ranks), **done
     )
   if name == "importance_ranking":
     ids = best[:, :10]

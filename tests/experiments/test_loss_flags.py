@@ -1,6 +1,9 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import tiny
@@ -8,6 +11,7 @@ import tiny
 from experiments import distill, runs, sequence_terms, train
 from experiments.loss_flags import LossSpec, parse_losses
 from kdjax import losses
+from kdjax.types import FactoredLogits, Outputs
 
 OPTIONS = {"valid": ("kl", "hint", "rkd_distance"), "featured": ("hint", "rkd_distance")}
 
@@ -77,6 +81,32 @@ def test_every_loss_trains_by_flags(teacher, tmp_path):
   line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
   assert {f"train/{name}" for name in sequence_terms.VALID} <= set(line)
   assert "helpers" not in runs.load_model(tmp_path, flag="--").params
+
+
+@pytest.mark.parametrize("name", sequence_terms.VALID)
+def test_micro_batches_count_what_the_batch_counts(name):
+  """Totals over counts are means only if both run over the same positions."""
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(30, 4)), jnp.float32)
+  query = jnp.asarray(rng.normal(size=(6, 8, 4)), jnp.float32)
+  labels = jnp.asarray(rng.integers(-1, 30, (6, 8)), jnp.int32)
+  noise = jnp.asarray(rng.integers(0, 2**32, 6), jnp.uint32)
+  (term,) = sequence_terms.make_terms(
+    [LossSpec(name, 1.0)],
+    catalog_logits=lambda logits, fit: logits,
+    temperature=1.0,
+    fit=tiny.FIT,
+    popularity=np.log(np.full(30, 1 / 30)),
+    num_steps=1,
+  )
+
+  def count(rows):
+    outputs = Outputs(FactoredLogits(query[rows], table), {"query": query[rows]})
+    params = () if term.init is None else (term.init(jax.random.key(0), outputs, outputs),)
+    batch = {"labels": labels[rows], "noise": noise[rows]}
+    return float(term.loss(*params, outputs, outputs, batch).count)
+
+  assert count(slice(0, 6)) == count(slice(0, 2)) + count(slice(2, 6)) > 0
 
 
 def test_two_teachers_and_a_schedule(teacher, tmp_path):
