@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
+from experiments import loss_terms
 from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.loss_view import DenseLogits, View
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.errors import DataError
@@ -73,6 +75,9 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
       name: np.resize(parts["test"][name], (count, *parts["test"][name].shape[1:]))
       for name in ("dense", "categorical")
     },
+    flag_terms=lambda distill, fit, **counts: loss_terms.make_terms(
+      loss_terms.CLICK, VIEW, distill, **counts
+    ),
   )
 
 
@@ -138,6 +143,16 @@ def label_loss(student, teacher, batch):
   """Binary cross-entropy of the click."""
   del teacher
   return losses.binary_cross_entropy_loss(student.logits, batch["labels"], reduce_fn=totals)
+
+
+# How --distill_losses reads clicks: one position with one class.
+VIEW = View(
+  logits=lambda outputs, batch: DenseLogits(outputs.logits[:, None, None]),
+  labels=lambda batch: batch["labels"].astype(jnp.int32)[:, None],
+  items=lambda batch: jnp.zeros((len(batch["labels"]), 1), jnp.int32),
+  where=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
+  real=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
+)
 
 
 def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:

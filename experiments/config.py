@@ -141,7 +141,7 @@ class DistillConfig:
     (),
     "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
     "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
-    "kl:0.8,rkd_distance@query:10>1; sequence models only.",
+    "kl:0.8,rkd_distance@query:10>1. A wrong name lists those that there are.",
   )
   cache_queries: bool = option(
     False,

@@ -74,13 +74,9 @@ def distill_terms(
     ValueError: if no weight is positive, or the flags do not fit the task or the teachers.
   """
   if distill.distill_losses:
-    if task.flag_terms is None:
-      raise ValueError(
-        f"--distill_losses: the {task.name} task does not know it; use --distill_loss"
-      )
     labels = [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
-    num_steps = fitting.count_steps(task, fit)
-    return labels + task.flag_terms(distill, fit, num_teachers, num_steps)
+    counts = {"num_teachers": num_teachers, "num_steps": fitting.count_steps(task, fit)}
+    return labels + task.flag_terms(distill, fit, **counts)
   if num_teachers > 1:
     raise ValueError(
       "--teacher: several teachers need --distill_losses, which says what to learn from each: "

@@ -28,7 +28,7 @@ from kdjax.train import (
   writers,
 )
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Params
+from kdjax.types import Apply, Array, Batch, Params
 
 
 def make_tx(
@@ -115,14 +115,14 @@ def fit_model(
   )
   num_steps = count_steps(task, fit)
   tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
-  augment = _with_noise(task.augment(fit))
+  augment = _with_draws(task.augment(fit), num_steps)
   make_step = functools.partial(
     step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
   )
 
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
   rows = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
-  example = augment(rows, augment_key)
+  example = augment(rows, augment_key, jnp.int32(0))
   if start is None:
     start = inherit(student.init(init_key, example))
   params = goal.init(init_key, start, teacher_params, example)
@@ -210,14 +210,18 @@ def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> 
   return teacher_queries.encode_rows(apply, params, task.arrays, dtype=dtype, progress=fit.progress)
 
 
-def _with_noise(augment: Augment | None) -> Augment:
-  """Random bits for the terms that draw, a number a row, so that they split as rows do."""
+def _with_draws(augment: Callable[[Batch, Array], Batch] | None, num_steps: int) -> Augment:
+  """Random bits for the terms that draw, and the share of the training that is done.
 
-  def draw(batch, key):
+  A number a row, so that they split as rows do.
+  """
+
+  def draw(batch, key, count):
     own, key = jax.random.split(key)
     batch = batch if augment is None else augment(batch, own)
     rows = len(next(iter(batch.values())))
-    return {**batch, "noise": jax.random.bits(key, (rows,), "uint32")}
+    noise = jax.random.bits(key, (rows,), "uint32")
+    return {**batch, "noise": noise, "progress": jnp.full(rows, count / num_steps, jnp.float32)}
 
   return draw
 

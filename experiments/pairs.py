@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import ranking
+from experiments import loss_terms, ranking
+from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.loss_view import DenseLogits, View, at_places
 from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.interactions import Dataset
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import FactoredLogits
+from kdjax.types import Array, FactoredLogits
 
 LABEL_LOSSES = ("bpr", "sampled_softmax", "bce")
 
@@ -39,6 +41,11 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   def label_term(fit: FitConfig, weight: float) -> Term:
     name = label_loss_of(fit, "bpr" if factored else "bce", LABEL_LOSSES, family)
     return Term(name, label_loss(name, log_q), weight)
+
+  def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
+    del fit
+    groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
+    return loss_terms.make_terms(loss_terms.PAIR, make_view(groups), distill, **counts)
 
   def judge(apply, params, part) -> Judgement:
     if factored:
@@ -66,6 +73,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     judge=judge,
     serve=serve,
     request=lambda count: np.arange(count, dtype=np.int32) % dataset.num_users,
+    flag_terms=flag_terms,
   )
 
 
@@ -84,6 +92,23 @@ def candidate_scores(outputs, batch):
   """float32 `[B, 1 + N]`: the positive first, then the negatives."""
   logits = outputs.logits
   return logits.at(batch["candidates"]) if isinstance(logits, FactoredLogits) else logits
+
+
+def make_view(groups: Array) -> View:
+  """How --distill_losses reads pairs: the classes are the positive and its negatives."""
+
+  def groups_of(batch, places, ids):
+    candidates = at_places(places, batch["candidates"][:, None])
+    return groups[jnp.take_along_axis(candidates, ids, axis=-1)]
+
+  return View(
+    logits=lambda outputs, batch: DenseLogits(candidate_scores(outputs, batch)[:, None]),
+    labels=lambda batch: jnp.zeros((len(batch["items"]), 1), jnp.int32),
+    items=lambda batch: batch["items"][:, None],
+    where=lambda batch: jnp.ones((len(batch["items"]), 1), bool),
+    real=lambda batch: jnp.ones((len(batch["items"]), 1), bool),
+    groups=groups_of,
+  )
 
 
 def label_loss(name: str, log_q: np.ndarray):

@@ -59,13 +59,16 @@ def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
   """Whether a run taken up again may have another value of a flag.
 
   What is shown and logged may always change. How long to train may, until the run is finished, and
-  only where nothing is scheduled over the length of training: neither learning rate nor sparsity.
+  only where nothing is scheduled over the length of training: neither learning rate nor sparsity,
+  nor the weights or the expert selection of --distill_losses.
   """
   if flag.endswith(("progress", "tensorboard", "wandb")):
     return True
   if flag.endswith("epochs"):
     schedule = values[flag.removesuffix("epochs") + "schedule"]
-    return not done and schedule == "constant" and "sparsity" not in values
+    entries = values.get("distill_losses", ())
+    scheduled = any(">" in e or e.startswith(("experts", "group_topology")) for e in entries)
+    return not (done or scheduled) and schedule == "constant" and "sparsity" not in values
   return flag.endswith("patience") and not done
 
 

@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import ranking, sequence_terms
+from experiments import loss_terms, ranking
+from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
-from experiments.loss_flags import parse_losses
+from experiments.loss_view import View
 from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses, serve
 from kdjax.data import batches
 from kdjax.data.interactions import Dataset
+from kdjax.layers import segment_mask
 from kdjax.losses.catalog import (
   catalog_cross_entropy_loss,
   catalog_distillation_loss,
@@ -19,7 +21,7 @@ from kdjax.losses.catalog import (
 )
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import MASK, PAD, FactoredLogits
+from kdjax.types import MASK, PAD, Array, FactoredLogits
 
 LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "bce")
 MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
@@ -67,21 +69,10 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
     return Term(name, label_loss(name, log_q, fit), weight)
 
-  def flag_terms(distill: DistillConfig, fit: FitConfig, num_teachers: int, num_steps: int):
-    specs = parse_losses(
-      distill.distill_losses,
-      valid=sequence_terms.VALID,
-      featured=sequence_terms.FEATURED,
-      num_teachers=num_teachers,
-    )
-    return sequence_terms.make_terms(
-      specs,
-      catalog_logits=catalog_logits,
-      temperature=distill.temperature,
-      fit=fit,
-      popularity=log_q,
-      num_steps=num_steps,
-    )
+  def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
+    groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
+    view = make_view(fit, groups, causal=not masked)
+    return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
 
   def judge(apply, params, part) -> Judgement:
     seen = ranking.histories(dataset, part)
@@ -130,6 +121,19 @@ def catalog_logits(logits: FactoredLogits, fit: FitConfig) -> FactoredLogits:
     return logits
   query, table = (x.astype(fit.logits_dtype) for x in (logits.query, logits.table))
   return FactoredLogits(query, table, logits.bias)
+
+
+def make_view(fit: FitConfig, groups: Array, *, causal: bool) -> View:
+  """How --distill_losses reads packed rows of histories."""
+  return View(
+    logits=lambda outputs, batch: catalog_logits(outputs.logits, fit),
+    labels=lambda batch: jnp.maximum(batch["labels"], 0),
+    items=lambda batch: jnp.maximum(batch["labels"], 0),
+    where=lambda batch: batch["labels"] >= 0,
+    real=lambda batch: batch["segments"] > 0,
+    groups=lambda batch, places, ids: groups[ids],
+    attends=lambda batch: segment_mask(batch["segments"], causal=causal),
+  )
 
 
 def label_loss(name: str, log_q: np.ndarray, fit: FitConfig):

@@ -54,10 +54,9 @@ class Task(NamedTuple):
     judge: `(apply, params, part) -> Judgement` with part `valid` or `test`.
     serve: `(apply) -> (params, request) -> answer`, what is timed.
     request: `(count) -> request`, `count` requests of the longest kind.
+    flag_terms: `(distill, fit, *, num_teachers, num_steps) -> [Term]` of --distill_losses.
     joint_term: `(distill, fit) -> Term` that does the work of both terms in one, or None where
       these flags have none.
-    flag_terms: `(distill, fit, num_teachers, num_steps) -> [Term]` of --distill_losses, or None for
-      tasks that do not know that flag.
   """
 
   name: str
@@ -71,8 +70,8 @@ class Task(NamedTuple):
   judge: Callable[[Apply, Params, str], Judgement]
   serve: Callable[[Apply], Callable[[Params, Any], Any]]
   request: Callable[[int], Any]
+  flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
-  flag_terms: Callable[[DistillConfig, FitConfig, int, int], list[Term]] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -197,7 +197,7 @@ class Attention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, segments: Array) -> tuple[Array, Array]:
+  def __call__(self, x: Array, segments: Array) -> tuple[Array, dict[str, Array]]:
     """Attends within segments.
 
     Args:
@@ -205,16 +205,21 @@ class Attention(nn.Module):
       segments: int `[B, L]`.
 
     Returns:
-      Output `[B, L, in]`, and the weights `[B, num_heads, L, L]` before dropout.
+      Output `[B, L, in]`, and by name `attention` `[B, num_heads, L, L]`, the weights before
+      dropout, and `queries`, `keys` and `values` `[B, L, num_heads * head_dim]`, the heads
+      concatenated.
     """
     batch, length = segments.shape
     width = self.num_heads * self.head_dim
 
-    def heads(name: str) -> Array:
-      y = Dense(width, dtype=self.dtype, name=name)(x)
+    def heads(y: Array) -> Array:
       return y.reshape(batch, length, self.num_heads, self.head_dim).swapaxes(1, 2)
 
-    query, key, value = heads("query"), heads("key"), heads("value")
+    dense = {
+      features: Dense(width, dtype=self.dtype, name=name)(x)
+      for features, name in (("queries", "query"), ("keys", "key"), ("values", "value"))
+    }
+    query, key, value = (heads(y) for y in dense.values())
     query = query * jnp.asarray(self.head_dim**-0.5, self.dtype)
     mask = segment_mask(segments, causal=self.causal)[:, None]
     outs, weights = [], []
@@ -231,7 +236,8 @@ class Attention(nn.Module):
       outs.append(jnp.einsum("bhlm,bhmd->bhld", Dropout(self.dropout)(w), value[:, :, :end]))
       weights.append(jnp.pad(w, ((0, 0), (0, 0), (0, 0), (0, length - end))))
     y = jnp.concatenate(outs, axis=2).swapaxes(1, 2).reshape(batch, length, width)
-    return Dense(x.shape[-1], dtype=self.dtype, name="out")(y), jnp.concatenate(weights, axis=2)
+    y = Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+    return y, {"attention": jnp.concatenate(weights, axis=2), **dense}
 
 
 def _chunks(length: int, *, causal: bool) -> list[tuple[int, int]]:

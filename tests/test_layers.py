@@ -138,13 +138,16 @@ def test_attention_against_a_loop_in_float64(monkeypatch, causal, num_heads):
   layer = Attention(num_heads, 4, causal)
   params = jax.jit(layer.init)(KEY, x, segments)
   params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)
-  y, weights = jax.jit(layer.apply)(params, x, segments)
+  y, parts = jax.jit(layer.apply)(params, x, segments)
+  weights = parts["attention"]
   assert weights.shape == (2, num_heads, 7, 7)
 
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["params"])
   project = lambda name, v: v @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
   for b in range(2):
     q, k, v = (project(name, x[b].astype(np.float64)) for name in ("query", "key", "value"))
+    for name, expected in (("queries", q), ("keys", k), ("values", v)):
+      np.testing.assert_allclose(parts[name][b], expected, atol=1e-5)
     out = np.zeros([7, 4 * num_heads])
     for h in range(num_heads):
       cols = slice(4 * h, 4 * h + 4)

@@ -28,8 +28,7 @@ class BERT4Rec(nn.Module):
   $\text{logits} = \text{query}\, E^\top + \text{item bias}$. Reads `items`, `segments`,
   `positions` int `[B, L]`. To predict the next item, end the history with a MASK.
 
-  Features: `embedding`, `block_0`, ..., `query` `[B, L, dim]`, and `block_0_attention`, ...
-  `[B, num_heads, L, L]`.
+  Features: as `SASRec`.
 
   Attributes: as `SASRec`; `mlp_dim` is 4 dim when None, as published.
 
@@ -67,7 +66,7 @@ class BERT4Rec(nn.Module):
     features: dict[str, Array] = {"embedding": x}
     x = Dropout(self.dropout, name="dropout")(x)
     for i in range(num_layers):
-      x, features[f"block_{i}_attention"] = Block(
+      x, parts = Block(
         num_heads=heads[i],
         head_dim=width_of_head(self),
         mlp_dim=mlp_dims[i],
@@ -79,6 +78,7 @@ class BERT4Rec(nn.Module):
         name=f"block_{i}",
       )(x, batch["segments"])
       features[f"block_{i}"] = x
+      features |= {f"block_{i}_{name}": value for name, value in parts.items()}
     x = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
     x = nn.gelu(Dense(dim, dtype=dtype, name="head")(x))
     query = LayerNorm(width=norm_width, dtype=dtype, name="head_norm")(x)

@@ -26,8 +26,9 @@ class SASRec(nn.Module):
   norm: $\text{query} = \mathrm{LN}(x_n)$ and $\text{logits} = \text{query}\, E^\top$. Reads
   `items`, `segments`, `positions` int `[B, L]`. What stands at empty positions is finite but void.
 
-  Features: `embedding`, `block_0`, `block_1`, ..., `query`, all `[B, L, dim]`, and
-  `block_0_attention`, ... `[B, num_heads, L, L]`.
+  Features: `embedding`, `block_0`, `block_1`, ..., `query`, all `[B, L, dim]`; of every block
+  `block_0_attention` `[B, num_heads, L, L]`, and `block_0_queries`, `block_0_keys`,
+  `block_0_values` `[B, L, num_heads * head_dim]`.
 
   Attributes:
     num_items: V, the catalogue.
@@ -76,7 +77,7 @@ class SASRec(nn.Module):
     features: dict[str, Array] = {"embedding": x}
     x = Dropout(self.dropout, name="dropout")(x)
     for i in range(num_layers):
-      x, features[f"block_{i}_attention"] = Block(
+      x, parts = Block(
         num_heads=heads[i],
         head_dim=width_of_head(self),
         mlp_dim=mlp_dims[i],
@@ -88,6 +89,7 @@ class SASRec(nn.Module):
         name=f"block_{i}",
       )(x, batch["segments"])
       features[f"block_{i}"] = x
+      features |= {f"block_{i}_{name}": value for name, value in parts.items()}
     query = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
     features["query"] = query
     return Outputs(FactoredLogits(query, items.table()), features)

@@ -28,8 +28,8 @@ class Block(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, segments: Array) -> tuple[Array, Array]:
-    """`x` float `[B, L, dim]` to the same, and the attention weights `[B, num_heads, L, L]`."""
+  def __call__(self, x: Array, segments: Array) -> tuple[Array, dict[str, Array]]:
+    """`x` float `[B, L, dim]` to the same, and what `Attention` names."""
 
     def norm(name: str) -> LayerNorm:
       return LayerNorm(width=self.norm_width, dtype=self.dtype, name=name)
@@ -38,12 +38,12 @@ class Block(nn.Module):
     attention = Attention(
       self.num_heads, self.head_dim, self.causal, drop, dtype=self.dtype, name="attention"
     )
-    y, weights = attention(norm("norm_1")(x), segments)
+    y, parts = attention(norm("norm_1")(x), segments)
     x = x + Dropout(drop, name="dropout_1")(y)
     y = Dense(self.mlp_dim, dtype=self.dtype, name="up")(norm("norm_2")(x))
     y = Dropout(drop, name="dropout_2")(self.activation(y))
     y = Dense(x.shape[-1], dtype=self.dtype, name="down")(y)
-    return x + Dropout(drop, name="dropout_3")(y), weights
+    return x + Dropout(drop, name="dropout_3")(y), parts
 
 
 def block_axes(name: str, head_dim: int) -> Params:

@@ -12,7 +12,7 @@ from kdjax.train.objective import Objective
 from kdjax.train.state import TrainState
 from kdjax.types import Array, Batch, Params
 
-Augment = Callable[[Batch, Array], Batch]
+Augment = Callable[[Batch, Array, Array], Batch]
 TrainStep = Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]
 
 
@@ -32,7 +32,8 @@ def make_train_step(
   Args:
     objective: the weighted terms.
     tx: the optax transformation; a pruning transform goes last in its chain.
-    augment: random work on the batch (negatives, masked items), `(batch, key) -> batch`.
+    augment: random work on the batch (negatives, masked items), `(batch, key, step) -> batch`
+      with the number of the step, int32.
     accumulate: micro-batches whose gradients are summed before one update; it divides the batch.
     merge: how trees of sums add up across devices. The runner decides: nothing under `jit`, where a
       sharded batch is still one array; a `psum` under `pmap`.
@@ -50,7 +51,7 @@ def make_train_step(
   def train_step(state, teacher_params, batch, key):
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
     if augment is not None:
-      batch = augment(batch, augment_key)
+      batch = augment(batch, augment_key, state.step)
     weights = objective.weights(state.step)
     # Counts depend on the batch alone, so the compiler drops the models from this first call.
     counts = merge(

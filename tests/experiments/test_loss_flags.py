@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,9 +9,11 @@ import optax
 import pytest
 import tiny
 
-from experiments import distill, runs, sequence_terms, train
+from experiments import candidate_terms, distill, loss_terms, runs, sequences, train
+from experiments.config import DistillConfig
 from experiments.loss_flags import LossSpec, parse_losses
 from kdjax import losses
+from kdjax.train.writers import read_jsonl
 from kdjax.types import FactoredLogits, Outputs
 
 OPTIONS = {"valid": ("kl", "hint", "rkd_distance"), "featured": ("hint", "rkd_distance")}
@@ -61,9 +64,20 @@ def test_an_entry_twice_is_refused():
     parse_losses(["kl:1", "kl:2"], **OPTIONS)
 
 
-def test_names_are_those_of_the_library():
-  for name in sequence_terms.VALID:
-    assert f"{name}_loss" in losses.__all__ or name == "experts"
+# What the flag does not offer, and what does instead.
+ELSEWHERE = {
+  # --label_loss, and the default of experiments.distill.
+  "catalog_cross_entropy", "catalog_distillation", "catalog_kl", "cross_entropy", "bpr", "nce",
+  "sampled_softmax", "binary_cross_entropy",
+  # Texts that a student writes, or frames of speech: no log of interactions has them.
+  "policy", "sequence", "ctc",
+}  # fmt: skip
+
+
+def test_every_loss_of_the_library_has_its_flag():
+  names = {name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss")}
+  assert names - ELSEWHERE == set(loss_terms.SEQUENCE) - {"experts"}
+  assert names >= ELSEWHERE
 
 
 @pytest.fixture(scope="module")
@@ -73,40 +87,120 @@ def teacher(tmp_path_factory):
   return folder
 
 
-def test_every_loss_trains_by_flags(teacher, tmp_path):
+@pytest.mark.parametrize(
+  ("family", "makers"),
+  [
+    ("sasrec", loss_terms.SEQUENCE),
+    ("mf", loss_terms.PAIR),
+    ("ncf", {"kl": None, "topology": None, "hint": None, "relaxed_ranking": None}),
+    ("mlp", loss_terms.CLICK),
+  ],
+)
+def test_every_loss_trains_by_flags(family, makers, tmp_path):
   """All at once, so that one program is compiled; each is logged and finite."""
-  entries = tuple(f"{name}:0.01" for name in sequence_terms.VALID)
-  config = tiny.distill_config(teacher, distill_losses=entries)
-  distill.run(config, tmp_path)
-  line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-  assert {f"train/{name}" for name in sequence_terms.VALID} <= set(line)
-  assert "helpers" not in runs.load_model(tmp_path, flag="--").params
+  train.run(tiny.train_config(family, epochs=1), tmp_path / "teacher")
+  entries = tuple(f"{name}:0.01" for name in makers)
+  fit = dataclasses.replace(tiny.FIT, epochs=1)
+  config = tiny.distill_config(tmp_path / "teacher", family, fit, distill_losses=entries)
+  distill.run(config, tmp_path / "student")
+  lines = read_jsonl(tmp_path / "student" / "metrics.jsonl")
+  logged = {name: value for line in lines for name, value in line.items()}
+  assert {f"train/{name}" for name in makers} <= set(logged)
+  assert all(np.isfinite(logged[f"train/{name}"]) for name in makers)
+  assert "helpers" not in runs.load_model(tmp_path / "student", flag="--").params
 
 
-@pytest.mark.parametrize("name", sequence_terms.VALID)
-def test_micro_batches_count_what_the_batch_counts(name):
-  """Totals over counts are means only if both run over the same positions."""
+ROWS, LENGTH, ITEMS, WIDTH = 6, 8, 30, 4
+
+
+@functools.cache
+def tables():
+  """A batch of packed rows and the outputs of a model on it."""
   rng = np.random.default_rng(0)
-  table = jnp.asarray(rng.normal(size=(30, 4)), jnp.float32)
-  query = jnp.asarray(rng.normal(size=(6, 8, 4)), jnp.float32)
-  labels = jnp.asarray(rng.integers(-1, 30, (6, 8)), jnp.int32)
-  noise = jnp.asarray(rng.integers(0, 2**32, 6), jnp.uint32)
-  (term,) = sequence_terms.make_terms(
-    [LossSpec(name, 1.0)],
-    catalog_logits=lambda logits, fit: logits,
-    temperature=1.0,
-    fit=tiny.FIT,
-    popularity=np.log(np.full(30, 1 / 30)),
-    num_steps=1,
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  batch = {
+    "labels": jnp.asarray(rng.integers(-1, ITEMS, (ROWS, LENGTH)), jnp.int32),
+    "segments": jnp.asarray(np.sort(rng.integers(0, 3, (ROWS, LENGTH)))[:, ::-1].copy()),
+    "noise": jnp.asarray(rng.integers(0, 2**32, ROWS), jnp.uint32),
+    "progress": jnp.full(ROWS, 0.5),
+  }
+  features = {
+    name: normal(ROWS, LENGTH, WIDTH)
+    for name in ("embedding", "query", "block_0_queries", "block_0_keys", "block_0_values")
+  }
+  features["block_0_attention"] = jax.nn.softmax(normal(ROWS, 2, LENGTH, LENGTH))
+  return batch, features, normal(ITEMS, WIDTH)
+
+
+def term_of(entry, *, temperature=1.0):
+  """The term of one entry, and what it gives on some of the rows."""
+  _, _, table = tables()
+  view = sequences.make_view(tiny.FIT, jnp.arange(ITEMS) % 3, causal=True)
+  distill = DistillConfig(distill_losses=(entry,), temperature=temperature)
+  (term,) = loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, num_teachers=1, num_steps=1)
+
+  def value(rows, teacher_table=table):
+    batch, features, _ = jax.tree.map(lambda x: x, tables())
+    batch, features = jax.tree.map(lambda x: x[rows], (batch, features))
+    student = Outputs(FactoredLogits(features["query"], table), features)
+    teacher = Outputs(FactoredLogits(features["query"], teacher_table), features)
+    params = () if term.init is None else (term.init(jax.random.key(0), student, teacher),)
+    return term.loss(*params, student, teacher, batch)
+
+  return value
+
+
+WHOLE, *HALVES = slice(0, ROWS), slice(0, ROWS // 2), slice(ROWS // 2, ROWS)
+# Compared within the batch, or drawn by it: micro-batches have other partners or draws.
+WITHIN = (
+  *(name for name in candidate_terms.CATALOG if name != "importance_ranking"),
+  "sampled_cross_entropy", "dist", "rkd_distance", "rkd_angle", "similarity_preserving",
+  "correlation_congruence", "probabilistic_transfer", "cka", "topology", "group_topology",
+  "info_nce", "crd", "contrastive", "experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", loss_terms.SEQUENCE)
+def test_micro_batches_add_up_to_the_batch(name):
+  """Totals over counts are means only if both run over the same positions."""
+  value = term_of(f"{name}:1")
+  other = jnp.asarray(np.random.default_rng(1).normal(size=(ITEMS, WIDTH)), jnp.float32)
+  # Compiled for the count alone where that is all: what it does not need is left out.
+  of = (lambda mean: mean.count) if name in WITHIN else lambda mean: mean
+  whole, first, second = (
+    jax.jit(lambda rows=rows: of(value(rows, other)))() for rows in (WHOLE, *HALVES)
   )
+  added = jax.tree.map(jnp.add, first, second)
+  np.testing.assert_allclose(
+    jnp.stack(jax.tree.leaves(whole)), jnp.stack(jax.tree.leaves(added)), rtol=1e-4
+  )
+  assert float(jax.tree.leaves(whole)[-1]) > 0
 
-  def count(rows):
-    outputs = Outputs(FactoredLogits(query[rows], table), {"query": query[rows]})
-    params = () if term.init is None else (term.init(jax.random.key(0), outputs, outputs),)
-    batch = {"labels": labels[rows], "noise": noise[rows]}
-    return float(term.loss(*params, outputs, outputs, batch).count)
 
-  assert count(slice(0, 6)) == count(slice(0, 2)) + count(slice(2, 6)) > 0
+def test_terms_are_the_losses_of_the_library():
+  batch, features, table = tables()
+  other = jnp.asarray(np.random.default_rng(1).normal(size=(ITEMS, WIDTH)), jnp.float32)
+  student, teacher = features["query"] @ table.T, features["query"] @ other.T
+  where = batch["labels"] >= 0
+  expected = {
+    "kl": losses.kl_loss(student, teacher, temperature=2.0, where=where),
+    "logit_mse": losses.logit_mse_loss(student, teacher, where=where),
+    "decoupled": losses.decoupled_loss(
+      student, teacher, jnp.maximum(batch["labels"], 0), temperature=2.0, where=where
+    ),
+    "self_relation@block_0": 0.0,
+    "attention_transfer": 0.0,
+  }
+  for name, value in expected.items():
+    found = term_of(f"{name}:1", temperature=2.0)(WHOLE, other).compute()
+    assert float(found) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+
+
+def test_features_are_named_by_their_models():
+  with pytest.raises(ValueError, match="the student has no feature 'block_9'; it has block_0_att"):
+    term_of("hint@block_9:1")(WHOLE)
+  with pytest.raises(ValueError, match="which may differ in the last axis only"):
+    term_of("hint@query=block_0_attention:1")(WHOLE)
 
 
 def test_two_teachers_and_a_schedule(teacher, tmp_path):

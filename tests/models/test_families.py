@@ -170,6 +170,8 @@ def test_transformers_return_one_attention_per_block():
       weights = features[f"block_{i}_attention"]
       assert weights.shape == (2, 2, 10, 10)
       np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+      for part in ("queries", "keys", "values"):
+        assert features[f"block_{i}_{part}"].shape == features[f"block_{i}"].shape
 
 
 def test_mf_by_hand():

@@ -1,0 +1,191 @@
+"""--distill_losses that rank: on candidates drawn from the teacher's best and from the rest."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.loss_flags import LossSpec
+from experiments.loss_view import Logits, Maker, View, at_places, logits_at, sample_places
+from kdjax import losses
+from kdjax.reduce import totals
+from kdjax.types import Array
+
+RANKED = 4  # Positions of a row whose candidates are ranked.
+TOP = 100  # The teacher's best items that candidates are drawn from.
+DRAWN = 40  # Candidates of each kind.
+SHORT = 10  # Places of the list that a user sees.
+PAIRS = 5  # Of each group of like popularity.
+GROUPS = 8  # Of like popularity.
+
+
+class Ranking(NamedTuple):
+  """The chosen positions, n of them, and what the teacher likes best there.
+
+  Attributes:
+    own: the student's logits.
+    other: the teacher's.
+    scores: float32 `[n, C]`, the teacher's, dense.
+    best_scores: float32 `[n, R]`, of its best.
+    best: int `[n, R]`, which they are.
+    groups: `(ids [n, k]) -> int [n, k]`, their groups of like popularity.
+    key: for what is drawn.
+    temperature: of the losses that have one.
+    done: `where` and `reduce_fn`.
+  """
+
+  own: Logits
+  other: Logits
+  scores: Array
+  best_scores: Array
+  best: Array
+  groups: Callable[[Array], Array]
+  key: Array
+  temperature: float
+  done: dict[str, Any]
+
+  @property
+  def num_items(self) -> int:
+    """C."""
+    return self.scores.shape[-1]
+
+  @property
+  def draws(self) -> int:
+    """How many candidates of each kind there can be."""
+    return min(DRAWN, self.best.shape[-1])
+
+
+def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
+  def make(spec: LossSpec, view: View):
+    del spec
+
+    def term(student, teacher, batch):
+      where = view.where(batch)
+      places = sample_places(batch, where.shape[1], RANKED)
+      own, other = (logits_at(places, view.logits(x, batch)) for x in (student, teacher))
+      scores = other.dense()
+      best_scores, best = jax.lax.top_k(scores, min(TOP, scores.shape[-1] // 2))
+      return loss(
+        Ranking(
+          own,
+          other,
+          scores,
+          best_scores,
+          best,
+          lambda ids: view.groups(batch, places, ids),
+          jax.random.key(batch["noise"][0]),
+          view.temperature,
+          {"where": at_places(places, where), "reduce_fn": totals},
+        )
+      )
+
+    return None, term
+
+  return make
+
+
+def _ranking_distillation(x: Ranking):
+  ids = x.best[:, : x.draws]
+  ranks = jnp.broadcast_to(jnp.arange(x.draws), ids.shape)
+  rest = losses.sample_uninteresting(x.key, x.best, num_items=x.num_items, draws=x.draws)
+  own = x.own.at(ids)
+  student_ranks = losses.estimate_ranks(own, x.own.at(rest.ids), num_items=x.num_items)
+  return losses.ranking_distillation_loss(
+    own, ranks, student_ranks=jax.lax.stop_gradient(student_ranks), **x.done
+  )
+
+
+def _importance_ranking(x: Ranking):
+  ids = x.best[:, :SHORT]
+  ranks = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
+  log_probs = x.best_scores - jax.nn.logsumexp(x.scores, axis=-1, keepdims=True)
+  _, theirs = jax.lax.top_k(jax.lax.stop_gradient(x.own.dense()), ids.shape[-1])
+  agreed = losses.both_recommend(theirs, ids)
+  # Minus the log of its probability is how far an item lies from what the teacher would say.
+  distances = -log_probs[:, : ids.shape[-1]]
+  return losses.importance_ranking_loss(x.own.at(ids), ranks, distances, agreed, **x.done)
+
+
+def _collaborative(x: Ranking):
+  weights = losses.position_weights(jnp.arange(x.best.shape[-1]))
+  drawn = losses.sample_ranked(x.key, x.best, weights, draws=x.draws)
+  own, other = x.own.at(drawn.ids), x.other.at(drawn.ids)
+  return losses.collaborative_loss(own, other, support=drawn.support, **x.done)
+
+
+def _stratified_pair(x: Ranking):
+  pairs = losses.sample_pairs(
+    x.key, x.best_scores, x.groups(x.best), num_groups=GROUPS, draws=PAIRS
+  )
+  upper, lower = (jnp.take_along_axis(x.best, i, axis=-1) for i in (pairs.upper, pairs.lower))
+  own = x.own.at(upper), x.own.at(lower)
+  return losses.stratified_pair_loss(*own, support=pairs.support, **x.done)
+
+
+def _on_candidates(loss: Callable[..., Any]) -> Maker:
+  """A loss of `(ranking, own, other, drawn, **done)` on interesting and uninteresting items."""
+
+  def of_drawn(x: Ranking):
+    drawn = losses.sample_relaxed_candidates(
+      x.key, x.best, num_items=x.num_items, interesting=x.draws, uninteresting=x.draws
+    )
+    return loss(x, x.own.at(drawn.ids), x.other.at(drawn.ids), drawn, **x.done)
+
+  return _ranked(of_drawn)
+
+
+def _relaxed(x, own, other, drawn, **done):
+  del x, other
+  return losses.relaxed_ranking_loss(own, drawn.ranks, support=drawn.support, **done)
+
+
+def _listmle(x, own, other, drawn, **done):
+  return losses.listmle_loss(own, other, k=x.draws, support=drawn.support, **done)
+
+
+def _plackett_luce(x, own, other, drawn, **done):
+  ranks = losses.sample_rankings(x.key, other, draws=2, support=drawn.support)
+  return losses.plackett_luce_loss(own, ranks, k=x.draws, support=drawn.support, **done)
+
+
+def _margin_mse(x, own, other, drawn, **done):
+  del x
+  split = (own[:, 0], own[:, 1:], other[:, 0], other[:, 1:])
+  return losses.margin_mse_loss(*split, support=drawn.support[:, 1:], **done)
+
+
+def _lambda(x, own, other, drawn, **done):
+  del x
+  # As gains the teacher's probabilities, 1 for its first.
+  gains = jnp.exp(other - jnp.max(other, axis=-1, keepdims=True))
+  return losses.lambda_loss(own, gains, support=drawn.support, **done)
+
+
+def _hinge(x, own, other, drawn, **done):
+  del x
+  return losses.pairwise_hinge_loss(own, other, support=drawn.support, **done)
+
+
+def _softened(loss) -> Maker:
+  return _on_candidates(
+    lambda x, own, other, drawn, **done: loss(
+      own, other, temperature=x.temperature, support=drawn.support, **done
+    )
+  )
+
+
+CATALOG: Mapping[str, Maker] = {
+  "ranking_distillation": _ranked(_ranking_distillation),
+  "importance_ranking": _ranked(_importance_ranking),
+  "collaborative": _ranked(_collaborative),
+  "stratified_pair": _ranked(_stratified_pair),
+  "relaxed_ranking": _on_candidates(_relaxed),
+  "listmle": _on_candidates(_listmle),
+  "plackett_luce": _on_candidates(_plackett_luce),
+  "margin_mse": _on_candidates(_margin_mse),
+  "lambda": _on_candidates(_lambda),
+  "pairwise_hinge": _on_candidates(_hinge),
+  "listnet": _softened(losses.listnet_loss),
+  "ranknet": _softened(losses.ranknet_loss),
+}

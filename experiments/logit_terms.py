@@ -1,0 +1,126 @@
+"""--distill_losses on logits: at every position that has a label."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.loss_flags import LossSpec
+from experiments.loss_view import Maker, View, at_places, logits_at, sample_places
+from kdjax import losses
+from kdjax.reduce import totals
+from kdjax.types import FactoredLogits
+
+KEPT = 50  # Of the teacher's distribution: its best, or as many drawn from it.
+RELATED = 2  # Positions of a row whose classes are correlated with each other.
+
+
+def _on_logits(loss: Callable[..., Any], *, labelled: bool = False, **options: Any) -> Maker:
+  """A loss of `(student_logits, teacher_logits[, labels], *, temperature)`."""
+
+  def make(spec: LossSpec, view: View):
+    del spec
+
+    def term(student, teacher, batch):
+      args = [view.logits(x, batch).dense() for x in (student, teacher)]
+      labels = [view.labels(batch)] if labelled else []
+      own = options or {"temperature": view.temperature}
+      return loss(*args, *labels, **own, where=view.where(batch), reduce_fn=totals)
+
+    return None, term
+
+  return make
+
+
+def _kl(spec: LossSpec, view: View):
+  del spec
+
+  def term(student, teacher, batch):
+    own, other = (view.logits(x, batch) for x in (student, teacher))
+    options: dict[str, Any] = {"temperature": view.temperature, "where": view.where(batch)}
+    if isinstance(own, FactoredLogits) and isinstance(other, FactoredLogits):
+      return losses.catalog_kl_loss(own, other, **options, reduce_fn=totals)
+    return losses.kl_loss(own.dense(), other.dense(), **options, reduce_fn=totals)
+
+  return None, term
+
+
+def _mse(student_logits, teacher_logits, *, temperature, **options):
+  del temperature
+  return losses.logit_mse_loss(student_logits, teacher_logits, **options)
+
+
+def _bernoulli(student_logits, teacher_logits, *, where, **options):
+  where = jnp.broadcast_to(where[..., None], student_logits.shape)
+  return losses.bernoulli_kl_loss(student_logits, teacher_logits, where=where, **options)
+
+
+def _soft(student_logits, teacher_logits, *, temperature, **options):
+  probs = jax.nn.softmax(teacher_logits / temperature, axis=-1)
+  return losses.soft_cross_entropy_loss(student_logits, probs, **options)
+
+
+def _top_k(loss):
+  def on_best(student_logits, teacher_logits, *, temperature, **options):
+    kept = min(KEPT, teacher_logits.shape[-1])
+    targets = losses.top_k_targets(teacher_logits, kept, temperature=temperature)
+    return loss(student_logits, targets, temperature=temperature, **options)
+
+  return on_best
+
+
+def _sampled(spec: LossSpec, view: View):
+  del spec
+
+  def term(student, teacher, batch):
+    own, other = (view.logits(x, batch).dense() for x in (student, teacher))
+    key, temperature = jax.random.key(batch["noise"][0]), view.temperature
+    targets = losses.sample_targets(key, other, KEPT, temperature=temperature)
+    return losses.sampled_cross_entropy_loss(
+      own, targets, temperature=temperature, where=view.where(batch), reduce_fn=totals
+    )
+
+  return None, term
+
+
+def _dist(spec: LossSpec, view: View):
+  """Classes are compared across positions: of some of every row only."""
+  del spec
+
+  def term(student, teacher, batch):
+    where = view.where(batch)
+    places = sample_places(batch, where.shape[1], RELATED)
+    args = [logits_at(places, view.logits(x, batch)).dense() for x in (student, teacher)]
+    return losses.dist_loss(
+      *args, temperature=view.temperature, where=at_places(places, where), reduce_fn=totals
+    )
+
+  return None, term
+
+
+# With one logit a position, a click.
+CLICK: Mapping[str, Maker] = {
+  "bernoulli_kl": _on_logits(_bernoulli),
+  "logit_mse": _on_logits(_mse),
+}
+# With a class for every item.
+CATALOG: Mapping[str, Maker] = {
+  "kl": _kl,
+  "reverse_kl": _on_logits(losses.reverse_kl_loss),
+  "jensen_shannon": _on_logits(losses.jensen_shannon_loss),
+  "skew_kl": _on_logits(losses.skew_kl_loss),
+  "skew_reverse_kl": _on_logits(losses.skew_reverse_kl_loss),
+  "total_variation": _on_logits(losses.total_variation_loss),
+  "cosine_probability": _on_logits(losses.cosine_probability_loss),
+  "standardized_kl": _on_logits(losses.standardized_kl_loss),
+  "universal_logit": _on_logits(losses.universal_logit_loss),
+  "soft_cross_entropy": _on_logits(_soft),
+  "top_k_kl": _on_logits(_top_k(losses.top_k_kl_loss)),
+  "top_k_reverse_kl": _on_logits(_top_k(losses.top_k_reverse_kl_loss)),
+  "sampled_cross_entropy": _sampled,
+  "dist": _dist,
+  "decoupled": _on_logits(losses.decoupled_loss, labelled=True),
+  "normalized_decoupled": _on_logits(losses.normalized_decoupled_loss, labelled=True),
+  **CLICK,
+}
