@@ -2,38 +2,70 @@
 
 python -m benchmarks.loss_study --dataset=movielens-1m
 
-Teacher and students alone are those of `benchmarks.recommenders`, trained here where its workdir
-does not hold them yet. Every other student differs in its loss only. The weights below are first
-values, to be chosen by the validation metric that is kept beside the test's. A stopped run goes on.
+One teacher, that of `benchmarks.recommenders`, trained here where its workdir does not hold it yet;
+its queries are kept. Students differ in their loss only: each starts from its own first parameters
+and trains for as many epochs. Weights are chosen on the validation items of the first seed, and the
+test items judge the choice once. A stopped run goes on.
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
 
-from benchmarks.recommenders import CONFIGS
+from benchmarks.recommenders import CONFIGS, STUDENT_FIT
 from experiments import distill, train
+from experiments.config import ModelConfig
 from kdjax.train.writers import read_jsonl
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent
 
-# Name in the table -> weight of the labels, and --distill_losses.
-LOSSES: dict[str, tuple[float, tuple[str, ...]]] = {
-  "KL": (0.2, ("kl:0.8",)),
-  "RD": (1.0, ("ranking_distillation:0.5",)),
-  "CD": (1.0, ("collaborative:0.5",)),
-  "RRD": (1.0, ("relaxed_ranking:0.02",)),
-  "DE": (1.0, ("experts:0.5",)),
-  "FTD": (1.0, ("topology:10",)),
-  "UnKD": (1.0, ("stratified_pair:0.5",)),
-  "DLLM2Rec": (1.0, ("importance_ranking:0.5",)),
-  "DE + RRD": (1.0, ("experts:0.5", "relaxed_ranking:0.02")),
-  "KL + DE": (0.2, ("kl:0.8", "experts:0.5")),
+STUDENT = ModelConfig(dim=32, layers=1, heads=1, mlp_dim=32, dropout=0.0)
+FIT = dataclasses.replace(STUDENT_FIT, epochs=12)
+
+
+class Choice(NamedTuple):
+  """Weights to try: of the labels, and --distill_losses."""
+
+  label_weight: float
+  distill_losses: tuple[str, ...]
+
+
+def weighed(name: str, *weights: float, label_weight: float = 1.0) -> tuple[Choice, ...]:
+  """One loss beside the labels, at some weights."""
+  return tuple(Choice(label_weight, (f"{name}:{weight}",)) for weight in weights)
+
+
+def together(weights: dict[str, float], *scales: float) -> tuple[Choice, ...]:
+  """Losses with weights of their own, all scaled by one number, beside the labels."""
+  return tuple(
+    Choice(1.0, tuple(f"{name}:{weight * scale:g}" for name, weight in weights.items()))
+    for scale in scales
+  )
+
+
+# The losses of the field as published: features are those of users (queries) and of items.
+STUDIED: dict[str, tuple[Choice, ...]] = {
+  "KL": tuple(Choice(round(1 - w, 2), (f"kl:{w}",)) for w in (0.5, 0.8, 1.0)),
+  "RD": weighed("ranking_distillation", 0.1, 0.5, 2.0),
+  "CD": weighed("collaborative", 0.1, 0.5, 2.0),
+  "RRD": weighed("relaxed_ranking", 0.003, 0.01, 0.03),
+  "DE": together({"experts@query": 1, "experts@item": 1}, 0.1, 1.0, 10.0),
+  "FTD": together({"topology@query": 1, "topology@item": 1}, 1.0, 10.0, 100.0),
+  "HTD": together({"group_topology@query": 1, "group_topology@item": 1}, 0.1, 1.0, 10.0),
+  "UnKD": weighed("stratified_pair", 0.1, 0.5, 2.0),
+  "DLLM2Rec": weighed("importance_ranking", 0.1, 0.5, 2.0),
+  "DE + RRD": together(
+    {"experts@query": 1, "experts@item": 1, "relaxed_ranking": 0.01}, 0.3, 1.0, 3.0
+  ),
+  "KL + DE": tuple(
+    Choice(0.2, ("kl:0.8", f"experts@query:{w}", f"experts@item:{w}")) for w in (0.1, 1.0)
+  ),
+  "KL + RRD": tuple(Choice(0.2, ("kl:0.8", f"relaxed_ranking:{w}")) for w in (0.003, 0.01)),
 }
 
 
@@ -41,30 +73,43 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
   """Trains what is missing, and sums up."""
   config = CONFIGS[dataset]
   log = dataclasses.replace(config.data, dataset=str(data / dataset))
+  model = dataclasses.replace(STUDENT, dropout=config.student.dropout)
   teacher = train.run(train.Config(log, config.teacher, config.teacher_fit), work / "teacher")
-  # Every student learns in the same way, from its own first parameters.
+  batch = {name: getattr(config.student_fit, name) for name in ("batch_size", "accumulate")}
   options = dataclasses.replace(config.distill, inherit_tables=False)
-  results: dict[str, list[dict[str, Any]]] = {"alone": []} | {name: [] for name in LOSSES}
-  for seed in config.seeds:
-    fit = dataclasses.replace(config.student_fit, seed=seed)
-    alone = work / f"alone-seed{seed}"
-    results["alone"].append(read(train.run(train.Config(log, config.student, fit), alone), alone))
-    for name, (label_weight, entries) in LOSSES.items():
-      own = dataclasses.replace(options, label_weight=label_weight, distill_losses=entries)
-      folder = work / "losses" / f"{name.replace(' ', '')}-seed{seed}"
-      student = distill.Config((str(work / "teacher"),), log, config.student, own, fit)
-      results[name].append(read(distill.run(student, folder), folder))
+
+  def student(name: str, number: int, choice: Choice | None, seed: int) -> dict[str, float]:
+    fit = dataclasses.replace(FIT, seed=seed, **batch)
+    folder = work / "losses" / f"{name.replace(' ', '')}-{number}-seed{seed}"
+    if choice is None:
+      return read(train.run(train.Config(log, model, fit), folder), folder)
+    own = dataclasses.replace(options, **choice._asdict())
+    return read(
+      distill.run(distill.Config((str(work / "teacher"),), log, model, own, fit), folder), folder
+    )
+
+  first, *others = config.seeds
+  students: dict[str, Any] = {"alone": [student("alone", 0, None, seed) for seed in config.seeds]}
+  tuned = {}
+  for name, choices in STUDIED.items():
+    tried = [student(name, number, choice, first) for number, choice in enumerate(choices)]
+    best = int(np.argmax([found["valid"] for found in tried]))
+    tuned[name] = {
+      "choices": [choice._asdict() for choice in choices],
+      "valid": [found["valid"] for found in tried],
+      "chosen": best,
+    }
+    students[name] = [tried[best]] + [student(name, best, choices[best], seed) for seed in others]
   return {
     "command": f"python -m benchmarks.loss_study --dataset={dataset}",
     "metric": teacher["metric"],
     "teacher": teacher["quality"][teacher["metric"]]["value"],
+    "student": dataclasses.asdict(model),
+    "fit": dataclasses.asdict(FIT) | batch,
     "seeds": list(config.seeds),
-    "losses": {
-      name: {"label_weight": weight, "distill_losses": entries}
-      for name, (weight, entries) in LOSSES.items()
-    },
+    "tuned": tuned,
     "made_with": teacher["made_with"],
-    "students": results,
+    "students": students,
   }
 
 
@@ -79,21 +124,28 @@ def read(result: dict[str, Any], folder: pathlib.Path) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-  """Mean, deviation, share of the gap to the teacher, seconds an epoch."""
+  """Mean, deviation, share of the gap to the teacher, seconds an epoch, and the weights."""
   alone = np.mean([student["test"] for student in result["students"]["alone"]])
   lines = [
     f"| loss | test {result['metric']} (± standard deviation of {len(result['seeds'])} seeds) "
-    "| gap recovered | seconds an epoch |",
-    "|---|---:|---:|---:|",
-    f"| teacher | {result['teacher']:.4f} | | |",
+    "| gap recovered | seconds an epoch | labels and --distill_losses |",
+    "|---|---:|---:|---:|---|",
+    f"| teacher | {result['teacher']:.4f} | | | |",
   ]
   for name, students in result["students"].items():
     values = np.array([student["test"] for student in students])
     share = (values.mean() - alone) / (result["teacher"] - alone)
     seconds = np.mean([student["seconds_per_epoch"] for student in students])
     deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-    gap = "" if name == "alone" else f"{share:.0%}"
-    lines.append(f"| {name} | {values.mean():.4f} ± {deviation:.4f} | {gap} | {seconds:.1f} |")
+    gap, weights = "", ""
+    if name != "alone":
+      tuned = result["tuned"][name]
+      choice = tuned["choices"][tuned["chosen"]]
+      gap = f"{share:.0%}"
+      weights = f"{choice['label_weight']:g}, `{','.join(choice['distill_losses'])}`"
+    lines.append(
+      f"| {name} | {values.mean():.4f} ± {deviation:.4f} | {gap} | {seconds:.1f} | {weights} |"
+    )
   return "\n".join(lines)
 
 

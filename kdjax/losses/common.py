@@ -77,10 +77,22 @@ def constant(values):
 
 def floored(logits: Array, support: Array | None = None) -> Array:
   """`logits` with `FLOOR` for -inf and outside of `support` (bool, broadcast from the left)."""
-  logits = jnp.maximum(logits, FLOOR)
+  logits = _at_least_floor(logits)
   if support is None:
     return logits
   return jnp.where(jnp.broadcast_to(support, logits.shape), logits, FLOOR)
+
+
+@jax.custom_jvp
+def _at_least_floor(logits: Array) -> Array:
+  return jnp.maximum(logits, FLOOR)
+
+
+@_at_least_floor.defjvp
+def _at_least_floor_jvp(primals, tangents):
+  """Without the even split among equals of `jnp.maximum`, which costs a buffer of the logits."""
+  (logits,), (change,) = primals, tangents
+  return _at_least_floor(logits), jnp.where(logits > FLOOR, change, 0.0)
 
 
 def log_probs(logits: Array, temperature=1.0, support: Array | None = None) -> Array:

@@ -3,10 +3,7 @@
 Where a package departs from the paper by a factor, the test says by which one, and why.
 """
 
-import importlib.util
-import pathlib
-import runpy
-
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +11,12 @@ import pytest
 
 from kdjax import losses
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_distill_losses.npz"
+NAME = "torch_distill_losses"
 
 
 @pytest.fixture(scope="module")
 def golden():
-  with np.load(GOLDEN, allow_pickle=False) as file:
-    return dict(file)
+  return golden_files.load(NAME)
 
 
 def directions(x):
@@ -229,15 +225,11 @@ def test_reviewer_equals_torchdistill(golden):
     np.testing.assert_allclose(output, golden[f"weight_review_{stage}"], rtol=1e-4, atol=1e-5)
 
 
-MISSING = [p for p in ("torch", "torchdistill", "textbrewer") if not importlib.util.find_spec(p)]
-
-
 @pytest.mark.filterwarnings("ignore")  # The packages' own are not ours to mend.
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)}")
 def test_golden_file_is_what_its_script_makes(golden):
-  made = runpy.run_path(str(GOLDEN.with_suffix(".py")))
-  for kind, group in (("value", "values"), ("gradient", "gradients"), ("weight", "weights")):
-    stored = {key for key in golden if key.startswith(f"{kind}_")}
-    assert stored == {f"{kind}_{name}" for name in made[group]}
-    for name, value in made[group].items():
-      np.testing.assert_allclose(golden[f"{kind}_{name}"], value, rtol=1e-5, atol=1e-6)
+  golden_files.check_script(
+    NAME,
+    golden,
+    packages=("torch", "torchdistill", "textbrewer"),
+    groups=("values", "gradients", "weights"),
+  )

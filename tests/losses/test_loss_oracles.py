@@ -1,9 +1,6 @@
 """Losses against independent packages, and against identities of theory."""
 
-import importlib.util
-import pathlib
-import runpy
-
+import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +10,12 @@ import rax
 
 from kdjax import losses
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_losses.npz"
+NAME = "torch_losses"
 
 
 @pytest.fixture(scope="module")
 def golden():
-  with np.load(GOLDEN, allow_pickle=False) as file:
-    return dict(file)
+  return golden_files.load(NAME)
 
 
 # Name in the golden file -> the same loss of ours as a function of the student's logits.
@@ -54,11 +50,8 @@ def test_golden_file_holds_no_more_and_no_less(golden):
   assert str(golden["made_with"]).startswith("torch ")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed here")
 def test_golden_file_is_what_its_script_makes(golden):
-  made = runpy.run_path(str(GOLDEN.with_suffix(".py")))
-  for name, value in made["values"].items():
-    np.testing.assert_allclose(golden[f"value_{name}"], value, rtol=1e-6)
+  golden_files.check_script(NAME, golden, packages=("torch",))
 
 
 def test_cross_entropy_equals_optax(golden):
