@@ -10,6 +10,7 @@ from experiments.loss_flags import LossSpec
 from experiments.loss_view import Logits, Maker, View, at_places, logits_at, sample_places
 from kdjax import losses
 from kdjax.reduce import totals
+from kdjax.train.objective import Term
 from kdjax.types import Array
 
 RANKED = 4  # Positions of a row whose candidates are ranked.
@@ -58,8 +59,6 @@ class Ranking(NamedTuple):
 
 def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
   def make(spec: LossSpec, view: View):
-    del spec
-
     def term(student, teacher, batch):
       where = view.where(batch)
       places = sample_places(batch, where.shape[1], RANKED)
@@ -80,7 +79,7 @@ def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
         )
       )
 
-    return None, term
+    return Term(spec.term, term)
 
   return make
 

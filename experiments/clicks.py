@@ -76,7 +76,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
       for name in ("dense", "categorical")
     },
     flag_terms=lambda distill, fit, **counts: loss_terms.make_terms(
-      loss_terms.CLICK, VIEW, distill, **counts
+      loss_terms.CLICK, make_view(len(parts["train"]["labels"])), distill, **counts
     ),
   )
 
@@ -145,14 +145,16 @@ def label_loss(student, teacher, batch):
   return losses.binary_cross_entropy_loss(student.logits, batch["labels"], reduce_fn=totals)
 
 
-# How --distill_losses reads clicks: one position with one class.
-VIEW = View(
-  logits=lambda outputs, batch: DenseLogits(outputs.logits[:, None, None]),
-  labels=lambda batch: batch["labels"].astype(jnp.int32)[:, None],
-  items=lambda batch: jnp.zeros((len(batch["labels"]), 1), jnp.int32),
-  where=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
-  real=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
-)
+def make_view(num_rows: int) -> View:
+  """How --distill_losses reads clicks: one position with one class."""
+  return View(
+    logits=lambda outputs, batch: DenseLogits(outputs.logits[:, None, None]),
+    labels=lambda batch: batch["labels"].astype(jnp.int32)[:, None],
+    items=lambda batch: jnp.zeros((len(batch["labels"]), 1), jnp.int32),
+    where=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
+    real=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
+    num_rows=num_rows,
+  )
 
 
 def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:

@@ -25,12 +25,14 @@ from experiments.loss_view import (
 )
 from kdjax import losses
 from kdjax.reduce import Mean, totals
+from kdjax.train.objective import Memory, Term
 from kdjax.types import Array, Batch, FactoredLogits, Outputs
 
 RELATED = 2  # Positions of a row that are compared with those of the other rows by twos,
 TRIPLES = 1  # and by threes.
 EXPERTS = 8  # Distillation experts, and groups of alike positions.
 HEADS = 4  # Relation heads, at most.
+NEGATIVES = 256  # Remembered embeddings that one is contrasted with, at most.
 
 
 class Pair(NamedTuple):
@@ -109,7 +111,10 @@ def _fixed(loss: Callable[[Pair], Any]) -> Maker:
   """A loss that learns nothing of its own."""
 
   def make(spec: LossSpec, view: View):
-    return None, lambda student, teacher, batch: loss(_pair(spec, view, student, teacher, batch))
+    return Term(
+      spec.term,
+      lambda student, teacher, batch: loss(_pair(spec, view, student, teacher, batch)),
+    )
 
   return make
 
@@ -125,7 +130,7 @@ def _learned(helper: Callable[[int, int], losses.Helper], loss: Callable[..., An
       pair = _pair(spec, view, student, teacher, batch)
       return loss(functools.partial(helper(*pair.widths).apply, params), pair)
 
-    return init, term
+    return Term(spec.term, term, init=init)
 
   return make
 
@@ -200,7 +205,6 @@ def _expert_hint(apply, x: Pair) -> Mean:
 
 def _group_topology(spec: LossSpec, view: View):
   """HTD: the groups are those of the experts, which learn them by their hint."""
-  init, _ = _learned(_experts, _expert_hint)(spec, view)
 
   def term(params, student, teacher, batch):
     x = _pair(spec, view, student, teacher, batch)
@@ -211,7 +215,7 @@ def _group_topology(spec: LossSpec, view: View):
     topology = losses.group_topology_loss(own, other, groups, where=where, reduce_fn=totals)
     return Mean(topology.total + hint.total, hint.count)
 
-  return init, term
+  return _learned(_experts, _expert_hint)(spec, view)._replace(loss=term)
 
 
 def _info_nce(apply, x: Pair):
@@ -227,19 +231,49 @@ def _contrastive(x: Pair):
   return losses.contrastive_loss(own, labels, where=where, reduce_fn=totals)
 
 
-def _crd(apply, x: Pair):
-  """Contrast with the teacher's embeddings of the other chosen positions.
+def _crd(spec: LossSpec, view: View):
+  """Each row's last position against the remembered ones of other rows."""
 
-  A memory holds embeddings of examples that are not in the batch, as they were. The teacher stands
-  still, so those in the batch are as good as remembered ones.
-  """
-  own, other, where = _chosen(x, RELATED, apply(x.own))
-  size = len(other)
-  memory = other / jnp.maximum(jnp.linalg.norm(other, axis=-1, keepdims=True), 1e-6)
-  memory = jnp.where(where[:, None], memory, 0.0)
-  ids = (jnp.arange(size)[:, None] + jnp.arange(size)[None]) % size  # Each its own first.
-  normalizer = losses.memory_normalizer(own, memory, ids, where=where)
-  return losses.crd_loss(own, memory, ids, normalizer=normalizer, where=where, reduce_fn=totals)
+  def last(x: Pair) -> tuple[Array, Array, Array]:
+    """Both embeddings `[B, d]`, and bool `[B]`, whether there is such a position."""
+    index = jnp.argmax(jnp.where(x.where, jnp.arange(x.where.shape[1])[None], -1), axis=1)[:, None]
+    return (
+      at_places(index, x.own),
+      at_places(index, x.other),
+      jnp.any(x.where, axis=1),
+    )
+
+  def embeddings(params, student, teacher, batch):
+    x = _pair(spec, view, student, teacher, batch)
+    own, other, where = last(x)
+    return losses.projector(*x.widths).apply(params, own), other, where
+
+  def init(key, student, teacher):
+    return losses.projector(*_widths(spec, student, teacher)).init(key)
+
+  def init_memory(key, student, teacher):
+    _, width = _widths(spec, student, teacher)
+    return losses.init_memory(key, num_examples=view.num_rows, dim=width)
+
+  def change(memory, params, student, teacher, batch):
+    own, other, where = embeddings(params, student, teacher, batch)
+    after = losses.update_memory(memory, own, other, batch["row"], where=where)
+    return jax.tree.map(jnp.subtract, after, memory)
+
+  def term(memory, params, student, teacher, batch):
+    own, _, where = embeddings(params, student, teacher, batch)
+    ids = losses.contrast_ids(
+      jax.random.key(batch["noise"][0]),
+      batch["row"],
+      num_examples=view.num_rows,
+      num_negatives=min(NEGATIVES, view.num_rows - 1),
+    )
+    normalizer = losses.memory_normalizer(own, memory.teacher, ids, where=where)
+    return losses.crd_loss(
+      own, memory.teacher, ids, normalizer=normalizer, where=where, reduce_fn=totals
+    )
+
+  return Term(spec.term, term, init=init, memory=Memory(init_memory, change))
 
 
 def _factor_transfer(spec: LossSpec, view: View):
@@ -271,7 +305,7 @@ def _factor_transfer(spec: LossSpec, view: View):
     paraphrase = totals(jnp.sum(hints, axis=1) / jnp.maximum(jnp.sum(x.real, axis=1), 1))
     return Mean(transfer.total + paraphrase.total, transfer.count)
 
-  return init, term
+  return Term(spec.term, term, init=init)
 
 
 def _fsp(spec: LossSpec, view: View):
@@ -298,7 +332,7 @@ def _fsp(spec: LossSpec, view: View):
       reduce_fn=totals,
     )
 
-  return init, term
+  return Term(spec.term, term, init=init)
 
 
 def _last_block(outputs: Outputs, suffix: str, whose: str) -> str:
@@ -326,7 +360,7 @@ def _attention(parts: tuple[str, ...], loss: Callable[..., Any]) -> Maker:
       args += [feature(teacher, f"{other}_{part}", "teacher") for part in parts]
       return loss(*args, where=view.real(batch), support=view.attends(batch))
 
-    return None, term
+    return Term(spec.term, term)
 
   return make
 
@@ -363,7 +397,7 @@ ANY: Mapping[str, Maker] = {
   "topology": _related(losses.topology_loss),
   "group_topology": _group_topology,
   "info_nce": _learned(losses.projector, _info_nce),
-  "crd": _learned(losses.projector, _crd),
+  "crd": _crd,
   "contrastive": _fixed(_contrastive),
 }
 # What follows needs positions that belong together: a history.

@@ -106,6 +106,8 @@ def fit_model(
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   teacher_apply, teacher_params, arrays = _join_teachers(task, fit, teachers, cache_queries)
+  if any(term.memory is not None for term in terms):
+    arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
   goal = objective.make_objective(student.apply, terms, teacher_apply=teacher_apply)
   feed = loop.Feed(
     arrays,
@@ -126,7 +128,8 @@ def fit_model(
   if start is None:
     start = inherit(student.init(init_key, example))
   params = goal.init(init_key, start, teacher_params, example)
-  train_state = state.init_state(params, tx)
+  memory = goal.init_memory(init_key, start, teacher_params, example)
+  train_state = state.init_state(params, tx, memory)
 
   runner: parallel.Runner
   if fit.parallel == "pmap":

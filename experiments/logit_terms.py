@@ -10,6 +10,7 @@ from experiments.loss_flags import LossSpec
 from experiments.loss_view import Maker, View, at_places, logits_at, sample_places
 from kdjax import losses
 from kdjax.reduce import totals
+from kdjax.train.objective import Term
 from kdjax.types import FactoredLogits
 
 KEPT = 50  # Of the teacher's distribution: its best, or as many drawn from it.
@@ -20,22 +21,18 @@ def _on_logits(loss: Callable[..., Any], *, labelled: bool = False, **options: A
   """A loss of `(student_logits, teacher_logits[, labels], *, temperature)`."""
 
   def make(spec: LossSpec, view: View):
-    del spec
-
     def term(student, teacher, batch):
       args = [view.logits(x, batch).dense() for x in (student, teacher)]
       labels = [view.labels(batch)] if labelled else []
       own = options or {"temperature": view.temperature}
       return loss(*args, *labels, **own, where=view.where(batch), reduce_fn=totals)
 
-    return None, term
+    return Term(spec.term, term)
 
   return make
 
 
 def _kl(spec: LossSpec, view: View):
-  del spec
-
   def term(student, teacher, batch):
     own, other = (view.logits(x, batch) for x in (student, teacher))
     options: dict[str, Any] = {"temperature": view.temperature, "where": view.where(batch)}
@@ -43,7 +40,7 @@ def _kl(spec: LossSpec, view: View):
       return losses.catalog_kl_loss(own, other, **options, reduce_fn=totals)
     return losses.kl_loss(own.dense(), other.dense(), **options, reduce_fn=totals)
 
-  return None, term
+  return Term(spec.term, term)
 
 
 def _mse(student_logits, teacher_logits, *, temperature, **options):
@@ -71,8 +68,6 @@ def _top_k(loss):
 
 
 def _sampled(spec: LossSpec, view: View):
-  del spec
-
   def term(student, teacher, batch):
     own, other = (view.logits(x, batch).dense() for x in (student, teacher))
     key, temperature = jax.random.key(batch["noise"][0]), view.temperature
@@ -81,12 +76,11 @@ def _sampled(spec: LossSpec, view: View):
       own, targets, temperature=temperature, where=view.where(batch), reduce_fn=totals
     )
 
-  return None, term
+  return Term(spec.term, term)
 
 
 def _dist(spec: LossSpec, view: View):
   """Classes are compared across positions: of some of every row only."""
-  del spec
 
   def term(student, teacher, batch):
     where = view.where(batch)
@@ -96,7 +90,7 @@ def _dist(spec: LossSpec, view: View):
       *args, temperature=view.temperature, where=at_places(places, where), reduce_fn=totals
     )
 
-  return None, term
+  return Term(spec.term, term)
 
 
 # With one logit a position, a click.

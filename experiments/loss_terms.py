@@ -6,7 +6,7 @@ from experiments import candidate_terms, feature_terms, logit_terms
 from experiments.config import DistillConfig
 from experiments.loss_flags import parse_losses
 from experiments.loss_view import Maker, View
-from kdjax.train.objective import Term
+from kdjax.train.objective import Memory, Term
 from kdjax.types import Outputs
 
 CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.ANY}
@@ -41,21 +41,29 @@ def make_terms(
   view = view._replace(temperature=distill.temperature)
   terms = []
   for spec in specs:
-    init, loss = makers[spec.name](spec, view)
-    init = None if init is None else _init_of_teacher(init, spec.teacher)
-    loss = _loss_of_teacher(loss, spec.teacher)
-    terms.append(Term(spec.term, loss, spec.schedule(num_steps), init))
+    term = _of_teacher(makers[spec.name](spec, view), spec.teacher)
+    terms.append(term._replace(weight=spec.schedule(num_steps)))
   return terms
 
 
-def _one_of(teacher, number: int) -> Outputs:
-  """The outputs of one teacher, a tuple themselves, or of one out of a plain tuple of them."""
-  return teacher if isinstance(teacher, Outputs) else teacher[number]
+def _of_teacher(term: Term, number: int) -> Term:
+  """The term on the outputs of one teacher: a tuple themselves, or one of a plain tuple of them."""
 
+  def one_of(teacher) -> Outputs:
+    return teacher if isinstance(teacher, Outputs) else teacher[number]
 
-def _loss_of_teacher(loss, number: int):
-  return lambda *args: loss(*args[:-2], _one_of(args[-2], number), args[-1])
+  def of_batch(fn):
+    return lambda *args: fn(*args[:-2], one_of(args[-2]), args[-1])
 
+  def of_shapes(init):
+    return lambda key, student, teacher: init(key, student, one_of(teacher))
 
-def _init_of_teacher(init, number: int):
-  return lambda key, student, teacher: init(key, student, _one_of(teacher, number))
+  return Term(
+    term.name,
+    of_batch(term.loss),
+    term.weight,
+    None if term.init is None else of_shapes(term.init),
+    None
+    if term.memory is None
+    else Memory(of_shapes(term.memory.init), of_batch(term.memory.change)),
+  )

@@ -8,11 +8,12 @@ whole batch, and totals over counts stay means.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from experiments.loss_flags import LossSpec
+from kdjax.train.objective import Term
 from kdjax.types import Array, Batch, FactoredLogits, Outputs
 
 
@@ -46,6 +47,7 @@ class View(NamedTuple):
     items: `(batch) -> int [B, P]`, the item that belongs there; any where it does not count.
     where: `(batch) -> bool [B, P]`, the positions with a label.
     real: `(batch) -> bool [B, P]`, the positions that exist.
+    num_rows: how many rows the training has.
     groups: `(batch, places, ids int [n, k]) -> int [n, k]`, the group of like popularity of each
       candidate at each of the n chosen places; all are one by default.
     attends: `(batch) -> bool [B, P, P]`, which key a query sees; those that exist by default.
@@ -57,13 +59,14 @@ class View(NamedTuple):
   items: Callable[[Batch], Array]
   where: Callable[[Batch], Array]
   real: Callable[[Batch], Array]
+  num_rows: int
   groups: Callable[[Batch, Array, Array], Array] = lambda batch, places, ids: jnp.zeros_like(ids)
   attends: Callable[[Batch], Array | None] = lambda batch: None
   temperature: float = 1.0
 
 
-# `(spec, view) -> (init or None, loss)`, the parts of a `Term`.
-Maker = Callable[[LossSpec, View], tuple[Callable[..., Any] | None, Callable[..., Any]]]
+# Its weight, and which teacher it gets, are set by `loss_terms`.
+Maker = Callable[[LossSpec, View], Term]
 
 
 def sample_places(batch: Batch, length: int, count: int) -> Array:

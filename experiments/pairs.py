@@ -45,7 +45,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     del fit
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
-    return loss_terms.make_terms(loss_terms.PAIR, make_view(groups), distill, **counts)
+    return loss_terms.make_terms(loss_terms.PAIR, make_view(groups, len(users)), distill, **counts)
 
   def judge(apply, params, part) -> Judgement:
     if factored:
@@ -94,7 +94,7 @@ def candidate_scores(outputs, batch):
   return logits.at(batch["candidates"]) if isinstance(logits, FactoredLogits) else logits
 
 
-def make_view(groups: Array) -> View:
+def make_view(groups: Array, num_rows: int) -> View:
   """How --distill_losses reads pairs: the classes are the positive and its negatives."""
 
   def groups_of(batch, places, ids):
@@ -107,6 +107,7 @@ def make_view(groups: Array) -> View:
     items=lambda batch: batch["items"][:, None],
     where=lambda batch: jnp.ones((len(batch["items"]), 1), bool),
     real=lambda batch: jnp.ones((len(batch["items"]), 1), bool),
+    num_rows=num_rows,
     groups=groups_of,
   )
 

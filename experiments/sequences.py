@@ -71,7 +71,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
 
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
-    view = make_view(fit, groups, causal=not masked)
+    view = make_view(fit, groups, num_rows=len(arrays["items"]), causal=not masked)
     return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
 
   def judge(apply, params, part) -> Judgement:
@@ -123,7 +123,7 @@ def catalog_logits(logits: FactoredLogits, fit: FitConfig) -> FactoredLogits:
   return FactoredLogits(query, table, logits.bias)
 
 
-def make_view(fit: FitConfig, groups: Array, *, causal: bool) -> View:
+def make_view(fit: FitConfig, groups: Array, *, num_rows: int, causal: bool) -> View:
   """How --distill_losses reads packed rows of histories."""
   return View(
     logits=lambda outputs, batch: catalog_logits(outputs.logits, fit),
@@ -131,6 +131,7 @@ def make_view(fit: FitConfig, groups: Array, *, causal: bool) -> View:
     items=lambda batch: jnp.maximum(batch["labels"], 0),
     where=lambda batch: batch["labels"] >= 0,
     real=lambda batch: batch["segments"] > 0,
+    num_rows=num_rows,
     groups=lambda batch, places, ids: groups[ids],
     attends=lambda batch: segment_mask(batch["segments"], causal=causal),
   )

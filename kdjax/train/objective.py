@@ -10,22 +10,39 @@ from kdjax.reduce import Mean
 from kdjax.types import Apply, Array, Batch, Outputs, Params
 
 
+class Memory(NamedTuple):
+  """What a term remembers from step to step without learning it, such as a bank of embeddings.
+
+  Attributes:
+    init: `(key, student_outputs, teacher_outputs) -> memory`, any pytree of floats.
+    change: `(memory[, params], student_outputs, teacher_outputs, batch) -> change`, of the same
+      structure: what this batch adds. Those of micro-batches and devices add up, hence each example
+      should change what is its own.
+  """
+
+  init: Callable[[Array, Outputs, Outputs], Params]
+  change: Callable[..., Params]
+
+
 class Term(NamedTuple):
   """One weighted loss of an objective.
 
   Attributes:
     name: by which metrics and errors call it; unique within an objective.
     loss: `(student_outputs, teacher_outputs, batch) -> Mean or scalar`, or a pair of it and of
-      `{name: Mean}` that are only logged; with `init` it takes its own parameters first.
+      `{name: Mean}` that are only logged; with `memory` it takes that first, with `init` its own
+      parameters, after the memory.
     weight: a number, or an optax schedule of the step.
     init: `(key, student_outputs, teacher_outputs) -> params` of what the term itself learns, such
       as a projector; None for nothing.
+    memory: what it remembers; None for nothing.
   """
 
   name: str
   loss: Callable[..., Any]
   weight: float | Callable[[Array], Array] = 1.0
   init: Callable[[Array, Outputs, Outputs], Params] | None = None
+  memory: Memory | None = None
 
 
 class Objective(NamedTuple):
@@ -34,13 +51,15 @@ class Objective(NamedTuple):
   Attributes:
     init: `(key, student_params, teacher_params, batch) -> params`, the tree that is trained:
       `{"student": ..., "helpers": {term: ...}}`.
-    means: `(params, teacher_params, batch, key) -> {term: Mean}`, unweighted and undivided; also
-      what the terms only log.
+    init_memory: of the same arguments: `{term: memory}`, of the terms that have one.
+    means: `(params, teacher_params, batch, key, memory) -> ({term: Mean}, {term: change})`: the
+      losses, unweighted and undivided, with what the terms only log; and how memories change.
     weights: `(step) -> {term: weight}`; what is only logged has none.
   """
 
   init: Callable[[Array, Params, Params, Batch], Params]
-  means: Callable[[Params, Params, Batch, Array | None], dict[str, Mean]]
+  init_memory: Callable[[Array, Params, Params, Batch], dict[str, Params]]
+  means: Callable[..., tuple[dict[str, Mean], dict[str, Params]]]
   weights: Callable[[Array], dict[str, Array]]
 
 
@@ -75,22 +94,32 @@ def make_objective(
       teacher = teacher_apply(teacher_params, batch)
     return student, jax.lax.stop_gradient(teacher)
 
+  def make_of(inits, key, student_params, teacher_params, batch):
+    if not inits:
+      return {}
+    shapes = jax.eval_shape(
+      lambda s, t, b: outputs(s, t, b, None), student_params, teacher_params, batch
+    )
+    return {names[i]: init(jax.random.fold_in(key, i), *shapes) for i, init in inits.items()}
+
   def init(key, student_params, teacher_params, batch):
-    helpers = {}
-    if any(term.init for term in terms):
-      shapes = jax.eval_shape(
-        lambda s, t, b: outputs(s, t, b, None), student_params, teacher_params, batch
-      )
-      for index, term in enumerate(terms):
-        if term.init is not None:
-          helpers[term.name] = term.init(jax.random.fold_in(key, index), *shapes)
+    inits = {i: term.init for i, term in enumerate(terms) if term.init is not None}
+    helpers = make_of(inits, key, student_params, teacher_params, batch)
     return {"student": student_params, "helpers": helpers}
 
-  def means(params, teacher_params, batch, key):
+  def init_memory(key, student_params, teacher_params, batch):
+    inits = {i: term.memory.init for i, term in enumerate(terms) if term.memory is not None}
+    return make_of(inits, key, student_params, teacher_params, batch)
+
+  def means(params, teacher_params, batch, key, memory):
     student, teacher = outputs(params["student"], teacher_params, batch, key)
-    result = {}
+    result, changes = {}, {}
     for term in terms:
       own = () if term.init is None else (params["helpers"][term.name],)
+      if term.memory is not None:
+        own = (memory[term.name], *own)
+        change = term.memory.change(*own, student, teacher, batch)
+        changes[term.name] = jax.lax.stop_gradient(change)
       value = term.loss(*own, student, teacher, batch)
       logged: dict[str, Mean] = {}
       if not isinstance(value, Mean) and isinstance(value, tuple):
@@ -99,7 +128,7 @@ def make_objective(
       if twice := set(logged) & set(names):
         raise ValueError(f"the term {term.name!r} logs {sorted(twice)}, the name of another term")
       result |= jax.lax.stop_gradient(logged)
-    return result
+    return result, changes
 
   def weights(step):
     return {
@@ -109,7 +138,7 @@ def make_objective(
       for term in terms
     }
 
-  return Objective(init, means, weights)
+  return Objective(init, init_memory, means, weights)
 
 
 def student_params(params: Mapping[str, Params]) -> Params:

@@ -16,13 +16,17 @@ class TrainState(NamedTuple):
     params: `{"student": ..., "helpers": {term: ...}}`; helpers are the learned parts of the
       objective (projectors), dropped at export.
     opt_state: of the optax transformation; pruning masks live in it.
+    memory: `{term: memory}`, what terms of the objective remember without learning it.
   """
 
   step: Array
   params: Params
   opt_state: optax.OptState
+  memory: Params
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-  """The state before the first step."""
-  return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
+def init_state(
+  params: Params, tx: optax.GradientTransformation, memory: Params | None = None
+) -> TrainState:
+  """The state before the first step; `memory` of `Objective.init_memory`, if any."""
+  return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params), memory or {})

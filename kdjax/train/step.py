@@ -54,21 +54,17 @@ def make_train_step(
       batch = augment(batch, augment_key, state.step)
     weights = objective.weights(state.step)
     # Counts depend on the batch alone, so the compiler drops the models from this first call.
-    counts = merge(
-      {
-        name: mean.count
-        for name, mean in objective.means(state.params, teacher_params, batch, model_key).items()
-      }
-    )
+    means, _ = objective.means(state.params, teacher_params, batch, model_key, state.memory)
+    counts = merge({name: mean.count for name, mean in means.items()})
 
     def loss_fn(params, micro, micro_key):
-      means = objective.means(params, teacher_params, micro, micro_key)
+      means, changes = objective.means(params, teacher_params, micro, micro_key, state.memory)
       loss = sum(w * safe_divide(means[name].total, counts[name]) for name, w in weights.items())
-      return loss, {name: mean.total for name, mean in means.items()}
+      return loss, ({name: mean.total for name, mean in means.items()}, changes)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulate == 1:
-      (loss, totals), grads = grad_fn(state.params, batch, model_key)
+      (loss, sums), grads = grad_fn(state.params, batch, model_key)
     else:
       parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
       keys = jax.random.split(model_key, accumulate)
@@ -78,14 +74,15 @@ def make_train_step(
       def add(carry, part):
         return jax.tree.map(jnp.add, carry, grad_fn(state.params, *part)), None
 
-      ((loss, totals), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+      ((loss, sums), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
 
-    loss, totals, grads = merge((loss, totals, grads))
+    loss, (totals, changes), grads = merge((loss, sums, grads))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: Mean(totals[name], counts[name]) for name in totals}
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    memory = jax.tree.map(jnp.add, state.memory, changes)
+    return TrainState(state.step + 1, params, opt_state, memory), metrics
 
   return train_step
 

@@ -123,6 +123,7 @@ def tables():
     "segments": jnp.asarray(np.sort(rng.integers(0, 3, (ROWS, LENGTH)))[:, ::-1].copy()),
     "noise": jnp.asarray(rng.integers(0, 2**32, ROWS), jnp.uint32),
     "progress": jnp.full(ROWS, 0.5),
+    "row": jnp.arange(ROWS),
   }
   features = {
     name: normal(ROWS, LENGTH, WIDTH)
@@ -135,7 +136,7 @@ def tables():
 def term_of(entry, *, temperature=1.0):
   """The term of one entry, and what it gives on some of the rows."""
   _, _, table = tables()
-  view = sequences.make_view(tiny.FIT, jnp.arange(ITEMS) % 3, causal=True)
+  view = sequences.make_view(tiny.FIT, jnp.arange(ITEMS) % 3, num_rows=ROWS, causal=True)
   distill = DistillConfig(distill_losses=(entry,), temperature=temperature)
   (term,) = loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, num_teachers=1, num_steps=1)
 
@@ -144,8 +145,9 @@ def term_of(entry, *, temperature=1.0):
     batch, features = jax.tree.map(lambda x: x[rows], (batch, features))
     student = Outputs(FactoredLogits(features["query"], table), features)
     teacher = Outputs(FactoredLogits(features["query"], teacher_table), features)
-    params = () if term.init is None else (term.init(jax.random.key(0), student, teacher),)
-    return term.loss(*params, student, teacher, batch)
+    inits = (term.memory and term.memory.init, term.init)
+    own = [init(jax.random.key(0), student, teacher) for init in inits if init]
+    return term.loss(*own, student, teacher, batch)
 
   return value
 

@@ -38,9 +38,9 @@ def test_the_teacher_gets_no_gradient():
   goal = objective.make_objective(
     toy.plain_apply, [objective.Term("match", toy.match_loss)], teacher_apply=toy.plain_apply
   )
-  grads = jax.grad(lambda t: goal.means(state.params, t, toy.rows(), None)["match"].compute())(
-    teacher
-  )
+  grads = jax.grad(
+    lambda t: goal.means(state.params, t, toy.rows(), None, {})[0]["match"].compute()
+  )(teacher)
   assert all(not g.any() for g in jax.tree.leaves(grads))
 
 
@@ -142,6 +142,32 @@ def test_learned_helpers_are_trained_with_the_student():
   assert objective.student_params(after.params).keys() == student.keys()
 
 
+def test_memory_follows_the_rows_of_the_batch_and_is_not_trained():
+  start, teacher, make_step = toy.make(more=(toy.RECALL,))
+  batch = {name: values[8:16] for name, values in toy.rows().items()}
+  after, metrics = make_step()(start, teacher, batch, jax.random.key(0))
+  before, now = start.memory["recall"], after.memory["recall"]
+  both = [toy.plain_apply(p, batch).logits for p in (start.params["student"], teacher)]
+  np.testing.assert_allclose(now[8:16], (before[8:16] + sum(both) / 2) / 2, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(now[:8], before[:8])
+  assert metrics["recall"].count == batch["mine"].sum()
+  # Neither moments nor weight decay know of it.
+  assert not any(leaf.shape == before.shape for leaf in jax.tree.leaves(after.opt_state))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_memory_is_that_of_the_whole_batch(accumulate, devices):
+  one = run(*_with_runner(toy.make(more=(toy.RECALL,))))
+  start, teacher, make_step = toy.make(more=(toy.RECALL,), accumulate=accumulate)
+  mapped = parallel.pmap_runner(make_step, devices=jax.devices()[:devices])
+  assert_close(run(mapped, start, teacher), one, rtol=2e-5, atol=1e-6)
+  mesh = parallel.make_mesh(data=devices)
+  place = lambda tree: jax.device_put(tree, parallel.shardings(tree, mesh))  # noqa: E731
+  sharded = run(parallel.jit_runner(make_step(), mesh=mesh), start, teacher, place=place)
+  assert_close(sharded, one, rtol=2e-5, atol=1e-6)
+
+
 def test_what_a_term_only_logs_moves_nothing():
   def joint(student, teacher, batch):
     label = toy.label_loss(student, teacher, batch)
@@ -170,7 +196,7 @@ def test_what_a_term_only_logs_moves_nothing():
     toy.plain_apply, [objective.Term("label", twin)], teacher_apply=toy.plain_apply
   )
   with pytest.raises(ValueError, match="label"):
-    goal.means(params, teacher, toy.rows(), None)
+    goal.means(params, teacher, toy.rows(), None, {})
 
 
 def test_an_objective_refuses_twin_names_and_no_terms():

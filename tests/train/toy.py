@@ -47,16 +47,39 @@ def rows(num=64, seed=0):
     # Unequal counts in every slice: a mean of means would show.
     "valid": rng.random(num) < 0.6,
     "mine": rng.random(num) < 0.3,
+    "row": np.arange(num, dtype=np.int32),
   }
 
 
-def make(student_apply=plain_apply, learning_rate=0.05, **step_options):
+def recall_loss(memory, student, teacher, batch):
+  del teacher
+  loss = jnp.mean((student.logits - memory[batch["row"]]) ** 2, -1)
+  return reduce.totals(loss, where=batch["mine"])
+
+
+def recall_change(memory, student, teacher, batch):
+  """Half of the way to what the two models say of the batch's own rows."""
+  middle = (student.logits + teacher.logits) / 2
+  own = batch["row"]
+  return jnp.zeros_like(memory).at[own].set((middle - memory[own]) / 2)
+
+
+RECALL = objective.Term(
+  "recall",
+  recall_loss,
+  0.2,
+  memory=objective.Memory(lambda key, s, t: jax.random.normal(key, (64, 3)), recall_change),
+)
+
+
+def make(student_apply=plain_apply, learning_rate=0.05, more=(), **step_options):
   terms = [objective.Term("label", label_loss, 0.7), objective.Term("match", match_loss, 0.3)]
+  terms += more
   goal = objective.make_objective(student_apply, terms, teacher_apply=plain_apply)
   tx = optax.adam(learning_rate)
   teacher = init(jax.random.key(9))
-  params = goal.init(jax.random.key(1), init(jax.random.key(0)), teacher, rows(4))
-  start = state.init_state(params, tx)
+  first = (jax.random.key(1), init(jax.random.key(0)), teacher, rows(4))
+  start = state.init_state(goal.init(*first), tx, goal.init_memory(*first))
   make_step = functools.partial(step.make_train_step, goal, tx, **step_options)
   return start, teacher, make_step
 
