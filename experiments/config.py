@@ -141,7 +141,8 @@ class DistillConfig:
     (),
     "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
     "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
-    "kl:0.8,rkd_distance@query:10>1. A wrong name lists those that there are.",
+    "kl:0.8,rkd_distance@query:10>1. Features are those that the models name, and item, the label's "
+    "row of the item table. A wrong name lists what there is.",
   )
   cache_queries: bool = option(
     False,

@@ -2,7 +2,8 @@
 
 `name@student_feature=teacher_feature` says which; without it they are the queries, or the last
 hidden layer of a model that has none. `item` is the label's row of the item table, where there is
-one. Widths may differ: where a loss needs one width, a projector is learned with the student.
+one; losses of attention are given the name of a block. Widths may differ: where a loss needs one
+width, a projector is learned with the student.
 """
 
 import functools
