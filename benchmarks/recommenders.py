@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent
 
 LARGE = ModelConfig(dim=128, layers=2, heads=2, mlp_dim=256, dropout=0.2)
-SMALL = ModelConfig(dim=64, layers=2, heads=1, mlp_dim=64, dropout=0.0)
+SMALL = ModelConfig(dim=80, layers=2, heads=1, mlp_dim=80, dropout=0.0)
 TEACHER_FIT = FitConfig(
   epochs=45,
   learning_rate=2e-3,
@@ -34,11 +34,11 @@ TEACHER_FIT = FitConfig(
 STUDENT_FIT = dataclasses.replace(
   TEACHER_FIT, epochs=25, batch_size=64, learning_rate=3e-3, accumulate=4
 )
-RECOVERY_FIT = dataclasses.replace(STUDENT_FIT, epochs=8, learning_rate=1e-3)
+RECOVERY_FIT = dataclasses.replace(STUDENT_FIT, epochs=12, learning_rate=2e-3)
 DISTILL = DistillConfig(
   label_weight=0.2, distill_weight=0.8, cache_queries=True, inherit_tables=True
 )
-PRUNE = PruneConfig(sparsity=0.25)
+PRUNE = PruneConfig(sparsity=0.45)
 
 # Folder of the log, longest history a model sees, and what differs from the above.
 CONFIGS = {
@@ -54,17 +54,21 @@ CONFIGS = {
     recovery_fit=RECOVERY_FIT,
   ),
 }
+# Larger catalogues: more of the bytes are tables, so more of them must go.
+SPARSER = PruneConfig(sparsity=0.55)
 CONFIGS["amazon-beauty"] = dataclasses.replace(
   CONFIGS["movielens-1m"],
   data=DataConfig(dataset="amazon-beauty", max_length=50),
   teacher=dataclasses.replace(LARGE, dropout=0.5),
   student=dataclasses.replace(SMALL, dropout=0.2),
+  prune=SPARSER,
 )
 CONFIGS["movielens-small"] = dataclasses.replace(
   CONFIGS["movielens-1m"],
   data=DataConfig(dataset="movielens-small", max_length=200),
   teacher=dataclasses.replace(LARGE, dropout=0.5),
   student=dataclasses.replace(SMALL, dropout=0.2),
+  prune=SPARSER,
   # A tenth of the events: smaller batches, or there would be few steps.
   teacher_fit=dataclasses.replace(TEACHER_FIT, batch_size=16, accumulate=2),
   student_fit=dataclasses.replace(STUDENT_FIT, batch_size=16, accumulate=2, learning_rate=2e-3),
@@ -87,6 +91,8 @@ def main(argv):
   result["claims"] = summary.claims(result["rows"])
   for name, value in result["claims"].items():
     print(f"{name:15s} {value:.4f}")
+  made = json.loads((workdir / "teacher" / "result.json").read_text(encoding="utf-8"))
+  result["made_with"] = made["made_with"]
   result["command"] = f"python -m benchmarks.recommenders --dataset={FLAGS.dataset}"
   (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   for name in ("table.md", "table.csv", "plots/quality_bytes.png", "plots/training.png"):
