@@ -62,11 +62,14 @@ def test_golden_n_m_lies_along_the_contraction_axis():
   ),
   st.integers(0, 24),
 )
+@hypothesis.example(np.float32([[np.nan, np.inf, 0, 0, 0, 0]] + [[0.0] * 6] * 3), 23)
+@hypothesis.example(np.float32([[np.inf, np.nan, 0, 0, 0, 0]] + [[0.0] * 6] * 3), 23)
 def test_unstructured_equals_a_stable_sort_whatever_the_scores(scores, count):
   mask = np.asarray(unstructured(jnp.asarray(scores), count))
-  flat = np.where(np.isnan(scores), np.inf, scores).ravel().astype(np.float64)
-  # NaN above infinity, subnormals as they are; XLA on CPU flushes them to zero.
-  flat = np.where(np.isnan(scores.ravel()), 1e300, flat)
+  flat = scores.ravel().astype(np.float64)
+  # NaN above infinity, subnormals as zero: XLA on CPU flushes them.
+  flat = np.where(np.isposinf(flat), 1e300, flat)
+  flat = np.where(np.isnan(flat), np.inf, flat)
   flat = np.where(np.abs(flat) < np.finfo(np.float32).tiny, 0.0, flat)
   kept = sorted(range(24), key=lambda i: (-flat[i], i))[: 24 - count]
   assert np.flatnonzero(mask).tolist() == sorted(kept)
