@@ -12,6 +12,8 @@ from kdjax.losses.common import check_same_axes, constant, mean_over, norm, unit
 from kdjax.reduce import ReduceFn, reduce_loss, safe_divide
 from kdjax.types import Array
 
+DIRECT = 2**24  # Differences of all pairs up to this many numbers are taken one by one.
+
 
 def rkd_distance_loss(
   student_features: Array,
@@ -54,7 +56,7 @@ def rkd_distance_loss(
   pairs = _pairs(seen)
 
   def psi(vectors: Array) -> Array:
-    distances = norm(vectors[:, None] - vectors[None])
+    distances = _distances(vectors, seen)
     mean = safe_divide(jnp.sum(jnp.where(pairs, distances, 0.0)), jnp.sum(pairs))
     return safe_divide(distances, jnp.broadcast_to(mean, distances.shape))
 
@@ -353,6 +355,21 @@ def _vectors(student, teacher, where) -> tuple[Array, Array, Array]:
 def _pairs(seen: Array) -> Array:
   """Pairs of different examples that both count: bool `[B, B]`."""
   return seen[:, None] & seen[None, :] & ~jnp.eye(len(seen), dtype=bool)
+
+
+def _distances(vectors: Array, seen: Array) -> Array:
+  """Euclidean distances `[B, B]`; equal vectors have none, and no gradient."""
+  count, width = vectors.shape
+  if count * count * width <= DIRECT:
+    return norm(vectors[:, None] - vectors[None])
+  # From products, which need no [B, B, d]; of centred vectors, so that less cancels.
+  mean = safe_divide(jnp.sum(vectors, axis=0, keepdims=True), jnp.sum(seen))
+  centred = jnp.where(seen[:, None], vectors - mean, 0.0)
+  lengths = jnp.sum(centred**2, axis=-1)
+  lengths = lengths[:, None] + lengths[None]
+  squares = lengths - 2 * jnp.matmul(centred, centred.T, precision="highest")
+  equal = squares <= 1e-6 * lengths  # What rounding leaves of 0.
+  return jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, squares)))
 
 
 def _cosines(vectors: Array) -> Array:

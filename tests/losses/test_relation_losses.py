@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from kdjax import losses
+from kdjax.losses import relations
 
 RELATIONS = [
   losses.rkd_distance_loss,
@@ -231,3 +232,25 @@ def test_memory_starts_near_unit_length_and_differs_by_side():
   for side in bank:
     np.testing.assert_allclose(np.mean(np.sum(np.square(side), -1)), 1, rtol=0.03)
   assert not np.array_equal(bank.student, bank.teacher)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_distances_of_many_vectors_come_from_products(monkeypatch, masked):
+  rng = np.random.default_rng(5)
+  student = jnp.asarray(rng.normal(size=(12, 6)) + 50.0, jnp.float32)  # Far from the origin.
+  student = student.at[3].set(student[7])  # Equal ones have no distance and no gradient.
+  teacher = jnp.asarray(rng.normal(size=(12, 9)), jnp.float32)
+  where = jnp.asarray(rng.random(12) < 0.8) if masked else None
+  fn = jax.value_and_grad(lambda s: losses.rkd_distance_loss(s, teacher, where=where))
+  value, gradient = fn(student)
+  monkeypatch.setattr(relations, "DIRECT", 0)
+  other_value, other_gradient = fn(student)
+  np.testing.assert_allclose(other_value, value, rtol=1e-4)
+  np.testing.assert_allclose(other_gradient, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_no_array_of_pairs_times_width_is_built_for_many_vectors():
+  shape = jax.ShapeDtypeStruct((512, 128), jnp.float32)
+  program = str(jax.make_jaxpr(jax.grad(losses.rkd_distance_loss))(shape, shape))
+  assert "512,512]" in program
+  assert "512,512,128]" not in program
