@@ -28,6 +28,12 @@ def test_what_is_said_to_be_checked_by_a_package_is(name):
     assert any(f"losses.{name}" in text and package in text for text in texts), package
 
 
+def test_every_loss_has_a_textbook_version_to_race():
+  from benchmarks.textbook import RACES
+
+  assert {f"{name}_loss" for name in RACES} == {n for n in losses.__all__ if n.endswith("_loss")}
+
+
 def test_an_unknown_name_suggests_the_nearest():
   with pytest.raises(AttributeError, match="did you mean 'kl_loss'"):
     losses.kl_los  # noqa: B018
