@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 
-from experiments import candidate_terms, feature_terms, logit_terms
+from experiments import candidate_terms, feature_terms, logit_terms, map_terms
 from experiments.config import DistillConfig
 from experiments.loss_flags import parse_losses
 from experiments.loss_view import Maker, View
 from kdjax.train.objective import Memory, Term
 from kdjax.types import Outputs
 
-CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.ANY}
-PAIR: Mapping[str, Maker] = {**logit_terms.CATALOG, **candidate_terms.CATALOG, **feature_terms.ANY}
-SEQUENCE: Mapping[str, Maker] = {**PAIR, **feature_terms.MAPS}
+CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.FEATURES}
+PAIR: Mapping[str, Maker] = {
+  **logit_terms.CATALOG,
+  **candidate_terms.CATALOG,
+  **feature_terms.FEATURES,
+}
+SEQUENCE: Mapping[str, Maker] = {**PAIR, **map_terms.MAPS}
 
 
 def make_terms(
@@ -34,7 +38,7 @@ def make_terms(
   Raises:
     ValueError: naming the entry that is wrong, and what would be right.
   """
-  featured = [name for name in makers if name in feature_terms.ANY or name in feature_terms.MAPS]
+  featured = [name for name in makers if name in feature_terms.FEATURES or name in map_terms.MAPS]
   specs = parse_losses(
     distill.distill_losses, valid=list(makers), featured=featured, num_teachers=num_teachers
   )
