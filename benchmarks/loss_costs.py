@@ -58,19 +58,20 @@ def table(result: dict) -> str:
   return "\n".join(lines)
 
 
-def run(output: str, rounds: int) -> dict:
-  """Measures every loss, prints and writes the figures."""
+def run(output: str, rounds: int, only: list[str]) -> dict:
+  """Measures the losses, prints and writes the figures; others stay as the file has them."""
+  path = pathlib.Path(output)
+  before = json.loads(path.read_text(encoding="utf-8")) if only else {}
   result = {
-    "command": "python -m benchmarks.loss_costs " + " ".join(sys.argv[1:]),
+    "command": before.get("command", "python -m benchmarks.loss_costs " + " ".join(sys.argv[1:])),
     "date": datetime.date.today().isoformat(),
     "made_with": made_with(),
     "rounds": rounds,
-    "losses": {},
+    "losses": before.get("losses", {}),
   }
-  for name in RACES:
+  for name in only or RACES:
     found = result["losses"][name] = measure(name, rounds)
     print(name, json.dumps(found), flush=True)
-  path = pathlib.Path(output)
   path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
   path.with_suffix(".md").write_text(table(result) + "\n", encoding="utf-8")
   return result
@@ -80,5 +81,6 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--output", default="benchmarks/results/loss_costs.json")
   parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument("--only", nargs="*", default=[], choices=RACES, help="measure these again")
   options = parser.parse_args()
-  run(options.output, options.rounds)
+  run(options.output, options.rounds, options.only)

@@ -44,6 +44,7 @@ PRUNE = PruneConfig(sparsity=0.45)
 CONFIGS = {
   "movielens-1m": compress.Config(
     seeds=(0, 1, 2),
+    alone_dropout=0.1,
     data=DataConfig(dataset="movielens-1m", max_length=200),
     teacher=LARGE,
     teacher_fit=TEACHER_FIT,
@@ -61,6 +62,7 @@ CONFIGS["amazon-beauty"] = dataclasses.replace(
   data=DataConfig(dataset="amazon-beauty", max_length=50),
   teacher=dataclasses.replace(LARGE, dropout=0.5),
   student=dataclasses.replace(SMALL, dropout=0.2),
+  alone_dropout=None,
   prune=SPARSER,
 )
 CONFIGS["movielens-small"] = dataclasses.replace(
@@ -68,6 +70,7 @@ CONFIGS["movielens-small"] = dataclasses.replace(
   data=DataConfig(dataset="movielens-small", max_length=200),
   teacher=dataclasses.replace(LARGE, dropout=0.5),
   student=dataclasses.replace(SMALL, dropout=0.2),
+  alone_dropout=None,
   prune=SPARSER,
   # A tenth of the events: smaller batches, or there would be few steps.
   teacher_fit=dataclasses.replace(TEACHER_FIT, batch_size=16, accumulate=2),

@@ -27,6 +27,13 @@ class Config:
   seeds: tuple[int, ...] = option((0,), "Seeds of the students; each trains a student of its own.")
   requests: int = option(200, "Timed single requests of each model.", lower=1)
   batches: int = option(20, "Timed batches of 256 requests of each model.", lower=1)
+  alone_dropout: float | None = option(
+    None,
+    "Dropout of the student that trains alone, where it needs another than --student_dropout: it "
+    "overfits sooner than one with a teacher.",
+    lower=0,
+    upper=1,
+  )
   data: DataConfig = group(DataConfig)
   teacher: ModelConfig = group(ModelConfig, prefix="teacher_", dim=128, layers=2, heads=2)
   teacher_fit: FitConfig = group(FitConfig, prefix="teacher_")
@@ -67,11 +74,14 @@ def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     train.run(train.Config(config.data, config.teacher, config.teacher_fit), teacher_dir)
   teacher = str(teacher_dir)
   stages: dict[str, list[pathlib.Path]] = {stage: [] for stage in STAGES}
+  alone = config.student
+  if config.alone_dropout is not None:
+    alone = dataclasses.replace(alone, dropout=config.alone_dropout)
   for seed in config.seeds:
     paths = {stage: folder / f"{stage}-seed{seed}" for stage in STAGES}
     fit = dataclasses.replace(config.student_fit, seed=seed)
     recovery = dataclasses.replace(config.recovery_fit, seed=seed)
-    train.run(train.Config(config.data, config.student, fit), paths["alone"])
+    train.run(train.Config(config.data, alone, fit), paths["alone"])
     distill.run(
       distill.Config((teacher,), config.data, config.student, config.distill, fit),
       paths["distilled"],

@@ -62,7 +62,13 @@ def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
 
 
 def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsys):
-  result = compress.run(tiny.compress_config(), tmp_path)
+  config = tiny.compress_config(alone_dropout=0.1)
+  result = compress.run(config, tmp_path)
+  dropouts = [
+    json.loads((tmp_path / f"{stage}-seed1" / "config.json").read_text())["model"]["dropout"]
+    for stage in ("alone", "distilled")
+  ]
+  assert dropouts == [0.1, tiny.STUDENT.dropout]
   names = [row["name"] for row in result["rows"]]
   assert names == [
     "teacher",
@@ -94,7 +100,7 @@ def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsy
   shutil.rmtree(tmp_path / "int8-seed1")
   shutil.rmtree(tmp_path / "evaluation")
   stamp = (tmp_path / "teacher" / "result.json").stat().st_mtime_ns
-  again = compress.run(tiny.compress_config(), tmp_path)
+  again = compress.run(config, tmp_path)
   assert (tmp_path / "teacher" / "result.json").stat().st_mtime_ns == stamp
   quality = [[row["quality"] for row in r["rows"]] for r in (result, again)]
   assert quality[0] == quality[1]
