@@ -17,15 +17,15 @@ KEPT = 50  # Of the teacher's distribution: its best, or as many drawn from it.
 RELATED = 2  # Positions of a row whose classes are correlated with each other.
 
 
-def _on_logits(loss: Callable[..., Any], *, labelled: bool = False, **options: Any) -> Maker:
+def _on_logits(loss: Callable[..., Any], *, labelled: bool = False) -> Maker:
   """A loss of `(student_logits, teacher_logits[, labels], *, temperature)`."""
 
   def make(spec: LossSpec, view: View):
     def term(student, teacher, batch):
       args = [view.logits(x, batch).dense() for x in (student, teacher)]
       labels = [view.labels(batch)] if labelled else []
-      own = options or {"temperature": view.temperature}
-      return loss(*args, *labels, **own, where=view.where(batch), reduce_fn=totals)
+      options = {"temperature": view.temperature, "where": view.where(batch)}
+      return loss(*args, *labels, **options, reduce_fn=totals)
 
     return Term(spec.term, term)
 

@@ -99,8 +99,8 @@ def feature(outputs: Outputs, name: str, whose: str) -> Array:
   """
   if name not in outputs.features:
     known = ", ".join(sorted(outputs.features)) or "none"
-    # What `teacher_queries` leaves of a teacher.
-    hint = " (all that --cache_queries keeps)" if set(outputs.features) == {"query"} else ""
+    alone = whose == "teacher" and set(outputs.features) == {"query"}
+    hint = " (with --cache_queries, a teacher keeps its queries alone)" if alone else ""
     raise ValueError(f"--distill_losses: the {whose} has no feature {name!r}; it has {known}{hint}")
   return outputs.features[name]
 
