@@ -526,7 +526,9 @@ RACES: dict[str, Race] = {
   "listnet": Race(TWO, lambda s, t: -mean(dot(softmax(t), log_softmax(s)))),
   "listmle": Race(TWO, listmle),
   "plackett_luce": Race(drawn_orders, plackett_luce),
-  "relaxed_ranking": Race(relaxed_inputs, relaxed),
+  "relaxed_ranking": Race(
+    relaxed_inputs, relaxed, lambda s, r: losses.relaxed_ranking_loss(s, r, k=LIST)
+  ),
   "ranknet": Race(TWO_FEW, ranknet),
   "pairwise_hinge": Race(TWO_FEW, hinge),
   "lambda": Race(gained, lambdas),
@@ -566,7 +568,11 @@ RACES: dict[str, Race] = {
   "correlation_congruence": Race(TWO, congruence),
   "probabilistic_transfer": Race(TWO, transfer),
   "topology": Race(TWO, topology),
-  "group_topology": Race(labelled(TWO, GROUPS), group_topology),
+  "group_topology": Race(
+    labelled(TWO, GROUPS),
+    group_topology,
+    lambda s, t, g: losses.group_topology_loss(s, t, g, num_groups=GROUPS),
+  ),
   "info_nce": Race(TWO, info_nce),
   "crd": Race(remembered, crd, lambda s, m, ids: losses.crd_loss(s, m, ids, temperature=0.5)),
   "cross_entropy": Race(labelled(ONE), cross_entropy),

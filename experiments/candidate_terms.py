@@ -135,8 +135,8 @@ def _on_candidates(loss: Callable[..., Any]) -> Maker:
 
 
 def _relaxed(x, own, other, drawn, **done):
-  del x, other
-  return losses.relaxed_ranking_loss(own, drawn.ranks, support=drawn.support, **done)
+  del other
+  return losses.relaxed_ranking_loss(own, drawn.ranks, k=x.draws, support=drawn.support, **done)
 
 
 def _listmle(x, own, other, drawn, **done):

@@ -75,7 +75,9 @@ def _group_topology(spec: LossSpec, view: View):
     chosen = x._replace(own=own, other=other, where=where)
     hint = _expert_hint(functools.partial(_experts(*x.widths).apply, params), chosen)
     groups = losses.expert_groups(params, other)
-    topology = losses.group_topology_loss(own, other, groups, where=where, reduce_fn=totals)
+    topology = losses.group_topology_loss(
+      own, other, groups, num_groups=EXPERTS, where=where, reduce_fn=totals
+    )
     return Mean(topology.total + hint.total, hint.count)
 
   return learned(_experts, _expert_hint)(spec, view)._replace(loss=term)

@@ -106,11 +106,10 @@ def listmle_loss(
     Li, Statistical Consistency of Top-k Ranking, NeurIPS 2009 (the first k ranks).
   """
   check_same_shape(student_scores, teacher_scores)
-  if k is not None and k < 1:
-    raise ValueError(f"k must be positive, got {k}")
+  _check_k(k)
   student = floored(visible(student_scores, where, core_ndim=1), support)
   teacher = floored(visible(constant(teacher_scores), where, core_ndim=1), support)
-  loss = _order_loss(student, -teacher, teacher != FLOOR, k)
+  loss = _order_loss(student, teacher, teacher != FLOOR, k)
   loss = nan_where(jnp.any(jnp.isnan(teacher), axis=-1), loss)
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
 
@@ -119,6 +118,7 @@ def relaxed_ranking_loss(
   student_scores: Array,
   teacher_ranks: Array,
   *,
+  k: int | None = None,
   support: Array | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
@@ -138,6 +138,8 @@ def relaxed_ranking_loss(
     student_scores: float `[..., C]`, of C candidates.
     teacher_ranks: int `[..., C]`, the teacher's ranks of these (the smaller the better, gaps are
       fine, ties keep the order of the list); `UNRANKED` for the uninteresting.
+    k: how many candidates of a list have a rank at most, which spares sorting the rest (a rank
+      beyond counts as none); None if not known.
     support: bool `[C]` or `[..., C]`, the candidates that exist.
     where: bool `[...]`, the examples that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`.
@@ -146,7 +148,7 @@ def relaxed_ranking_loss(
     float32, in nats a list: a scalar, or `[...]` for `reduce_fn=None`. 0 where none is ranked.
 
   Raises:
-    ValueError: if the shapes differ, or `where` has not the shape `[...]`.
+    ValueError: if the shapes differ, `where` has not the shape `[...]`, or k < 1.
 
   Example:
     >>> import jax.numpy as jnp
@@ -162,8 +164,9 @@ def relaxed_ranking_loss(
     Distillation in Top-N Recommender System, CIKM 2021, arXiv:2109.03459.
   """
   check_same_shape(student_scores, teacher_ranks)
+  _check_k(k)
   student = floored(visible(student_scores, where, core_ndim=1), support)
-  loss = _ranks_loss(student, teacher_ranks, support)
+  loss = _ranks_loss(student, teacher_ranks, support, k)
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
 
 
@@ -215,8 +218,7 @@ def plackett_luce_loss(
       f"teacher_ranks must have the shape of the scores, {shape}, with an axis of draws before "
       f"the last one, got shape {ranks_shape}"
     )
-  if k is not None and k < 1:
-    raise ValueError(f"k must be positive, got {k}")
+  _check_k(k)
   student = floored(visible(student_scores, where, core_ndim=1), support)
   student = jnp.broadcast_to(student[..., None, :], ranks_shape)
   real = jnp.broadcast_to(existing(support, shape)[..., None, :], ranks_shape)
@@ -224,22 +226,33 @@ def plackett_luce_loss(
   return reduce_loss(loss, where=where, reduce_fn=reduce_fn)
 
 
-def _ranks_loss(scores: Array, ranks: Array, support: Array | None, k: int | None = None) -> Array:
+def _check_k(k: int | None) -> None:
+  if k is not None and k < 1:
+    raise ValueError(f"k must be positive, got {k}")
+
+
+def _ranks_loss(scores: Array, ranks: Array, support: Array | None, k: int | None) -> Array:
   """`_order_loss` of integer ranks, where negative ones mean no rank."""
   ranks = jnp.asarray(ranks)
   taught = is_ranked(ranks, support)
-  last = jnp.iinfo(ranks.dtype).max
-  return _order_loss(scores, jnp.where(taught, ranks, last), taught, k)
+  # The complement turns an order of integers around whatever their type; its least is no rank.
+  return _order_loss(scores, jnp.where(taught, ~ranks, jnp.iinfo(ranks.dtype).min), taught, k)
 
 
 def _order_loss(scores: Array, keys: Array, taught: Array, k: int | None) -> Array:
-  """-log Plackett-Luce of the order of `keys`, as far as `taught`: `[..., C]` to `[...]`.
+  """-log Plackett-Luce of the falling order of `keys`, if `taught`: `[..., C]` to `[...]`.
 
-  Whatever is not taught must have the largest keys, so that it stands in every denominator.
+  Whatever is not taught must have the smallest keys, so that it stands in every denominator. With
+  k the rest needs no order: it is selected, not sorted.
   """
-  order = jnp.argsort(keys, axis=-1)
+  count = scores.shape[-1]
+  if k is None or k >= count:
+    order, below = jnp.argsort(keys, axis=-1, descending=True), jnp.empty((*scores.shape[:-1], 0))
+  else:
+    order = jax.lax.top_k(keys, k)[1]
+    others = jnp.put_along_axis(scores, order, FLOOR, axis=-1, inplace=False)
+    below = jax.nn.logsumexp(others, axis=-1, keepdims=True)
   scores, taught = (jnp.take_along_axis(a, order, axis=-1) for a in (scores, taught))
-  if k is not None:
-    taught = taught & (jnp.arange(taught.shape[-1]) < k).reshape((1,) * (taught.ndim - 1) + (-1,))
-  rest = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
+  rest = jnp.concatenate([scores, below], axis=-1)
+  rest = jax.lax.cumlogsumexp(rest, axis=rest.ndim - 1, reverse=True)[..., : scores.shape[-1]]
   return jnp.sum(jnp.where(taught, rest - scores, 0.0), axis=-1)

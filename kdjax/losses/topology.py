@@ -1,5 +1,6 @@
 """Topology distillation: the similarities between users and items, whole or by groups."""
 
+import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import (
@@ -63,6 +64,7 @@ def group_topology_loss(
   teacher_features: Array,
   groups: Array,
   *,
+  num_groups: int | None = None,
   group_weight: float = 1.0,
   entity_weight: float = 1.0,
   prototypes_only: bool = False,
@@ -83,7 +85,9 @@ def group_topology_loss(
   Args:
     student_features: float `[..., n, d_s]`, n entities that are compared with each other.
     teacher_features: float `[..., n, d_t]` of the same entities; receives no gradient.
-    groups: int `[..., n]`, any numbers: equal ones are one group.
+    groups: int `[..., n]`: equal ones are one group.
+    num_groups: groups are in [0, num_groups), which saves time and memory where they are few (an
+      entity beyond has no prototype); None for any numbers.
     group_weight: w_g >= 0.
     entity_weight: w_e >= 0.
     prototypes_only: the published choice Group(P, P) in place of Group(P, e).
@@ -94,8 +98,8 @@ def group_topology_loss(
     float32, in squared cosines: a scalar, or `[..., n]` for `reduce_fn=None`.
 
   Raises:
-    ValueError: if the leading shapes differ, `where` has not the shape `[..., n]` or a weight is
-      negative.
+    ValueError: if the leading shapes differ, `where` has not the shape `[..., n]` a weight is
+      negative or `num_groups` < 1.
 
   Example:
     >>> import jax.numpy as jnp
@@ -113,24 +117,28 @@ def group_topology_loss(
   for name, weight in (("group_weight", group_weight), ("entity_weight", entity_weight)):
     if isinstance(weight, int | float) and weight < 0:
       raise ValueError(f"{name} must not be negative, got {weight}")
+  if num_groups is not None and num_groups < 1:
+    raise ValueError(f"num_groups must be positive, got {num_groups}")
   student, teacher, seen = _entities(student_features, teacher_features, where)
   groups = jnp.asarray(groups)
   check_same_shape(groups, seen)
   same = (groups[..., :, None] == groups[..., None, :]) & seen[..., :, None] & seen[..., None, :]
   within = _cosines(student, student) - _cosines(teacher, teacher)
   loss = entity_weight * mean_over(within**2, same & _others(seen))
-  # Every entity stands for 1 / n_k of its group, so that sums over entities are sums over groups.
-  share = safe_divide(1.0, jnp.sum(same, axis=-1))
-  num_groups = jnp.sum(share, axis=-1, keepdims=True)
-  centres, teacher_centres = _prototypes(student, same), _prototypes(teacher, same)
+  if num_groups is None:  # A group is as good by the number of its first entity.
+    groups, num_groups = jnp.argmax(same, axis=-1), seen.shape[-1]
+  member = jax.nn.one_hot(groups, num_groups) * seen[..., None]
+  sizes = jnp.sum(member, axis=-2)
+  centres, teacher_centres = (_prototypes(x, member, sizes) for x in (student, teacher))
   if prototypes_only:
     student, teacher = centres, teacher_centres
   change = _cosines(student, centres) - _cosines(teacher, teacher_centres)
-  between = jnp.sum(change**2 * share[..., None, :], axis=-1)
-  between = safe_divide(between, jnp.broadcast_to(num_groups, between.shape))
+  between = mean_over(change**2, jnp.broadcast_to((sizes > 0)[..., None, :], change.shape))
   if prototypes_only:
-    count = jnp.sum(seen, axis=-1, keepdims=True, dtype=jnp.float32)
-    between = between * share * safe_divide(count, num_groups)
+    # Shared out among a group's entities so that their mean is that over the groups.
+    entities, kinds = (jnp.sum(x, axis=-1, keepdims=True) for x in (sizes, sizes > 0))
+    between = between * safe_divide(jnp.broadcast_to(entities, sizes.shape), kinds * sizes)
+    between = jnp.einsum("...nk,...k->...n", member, between)
   return reduce_loss(loss + group_weight * between, where=where, reduce_fn=reduce_fn)
 
 
@@ -147,10 +155,10 @@ def _cosines(a: Array, b: Array) -> Array:
   return jnp.einsum("...nd,...md->...nm", unit(a), unit(b), precision="highest")
 
 
-def _prototypes(features: Array, same: Array) -> Array:
-  """The mean of every entity's own group, `[..., n, d]`."""
-  total = jnp.einsum("...nm,...md->...nd", same.astype(jnp.float32), features, precision="highest")
-  return safe_divide(total, jnp.broadcast_to(jnp.sum(same, axis=-1)[..., None], total.shape))
+def _prototypes(features: Array, member: Array, sizes: Array) -> Array:
+  """The mean of every group, `[..., K, d]`; 0 where nobody is in it."""
+  total = jnp.einsum("...nk,...nd->...kd", member, features, precision="highest")
+  return safe_divide(total, jnp.broadcast_to(sizes[..., None], total.shape))
 
 
 def _others(seen: Array) -> Array:

@@ -62,7 +62,10 @@ def listmle(of):
 
 
 def relaxed(of):
-  return by_list(lambda student, ranks, support=None: of(student, *order_of(ranks, support)))
+  def one(student, ranks, k=None, support=None):
+    return of(student, *order_of(ranks, support), k)
+
+  return by_list(one)
 
 
 def drawn(of):
@@ -137,6 +140,15 @@ CASES = [
     edges=(0,),
     gradient=relaxed(plackett_luce_gradient),
     name="supported",
+  ),
+  Case(
+    losses.relaxed_ranking_loss,
+    relaxed_lists,
+    relaxed(plackett_luce),
+    {"k": 3, "support": SUPPORT},
+    edges=(0,),
+    gradient=relaxed(plackett_luce_gradient),
+    name="few-ranked",
   ),
   Case(
     losses.plackett_luce_loss,

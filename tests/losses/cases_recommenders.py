@@ -86,7 +86,13 @@ def ftd_oracle(student, teacher):
 
 
 def htd_oracle(
-  student, teacher, groups, group_weight=1.0, entity_weight=1.0, prototypes_only=False
+  student,
+  teacher,
+  groups,
+  num_groups=None,
+  group_weight=1.0,
+  entity_weight=1.0,
+  prototypes_only=False,
 ):
   s, t = np.float64(student), np.float64(teacher)
   names = sorted(set(groups.tolist()))
@@ -230,6 +236,25 @@ CASES = [
     teachers=(1,),
     joint=True,
     name="prototypes-unequal-widths",
+  ),
+  Case(
+    losses.group_topology_loss,
+    grouped((6,), (6,)),
+    htd_oracle,
+    {"num_groups": 5},
+    teachers=(1,),
+    equal=((0, 1),),
+    joint=True,
+    name="numbered",
+  ),
+  Case(
+    losses.group_topology_loss,
+    grouped((3,), (6,)),
+    htd_oracle,
+    {"num_groups": 5, "prototypes_only": True},
+    teachers=(1,),
+    joint=True,
+    name="numbered-prototypes",
   ),
   Case(
     through_experts,
