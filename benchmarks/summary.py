@@ -136,23 +136,6 @@ def compression() -> str:
   return "\n".join(lines)
 
 
-def alone_dropout(name: str) -> str:
-  """Students alone without and with a dropout of their own, beside the int8 ones, a seed a line."""
-  path = ROOT / "results" / name / "alone_dropout.json"
-  runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-  rows = {(row["name"], row["seed"]): row for row in read(name)["rows"]}
-  lines = [
-    f"| seed | alone, as above | alone, dropout {runs[0]['sizes']['dropout']} | + int8 |",
-    "|---|---:|---:|---:|",
-  ]
-  for run in runs:
-    seed, metric = run["seed"], run["metric"]
-    found = (rows["alone", seed], run, rows["+ int8", seed])
-    values = " | ".join(f"{r['quality'][metric]['value']:.4f}" for r in found)
-    lines.append(f"| {seed} | {values} |")
-  return "\n".join(lines)
-
-
 def measured() -> list[str]:
   """The logs whose comparison has been run."""
   return [name for name in LOGS if (ROOT / "results" / name / "result.json").exists()]
@@ -171,8 +154,6 @@ def blocks() -> dict[str, str]:
   }
   if measured():
     tables["compression"] = compression()
-  if (ROOT / "results" / "movielens-1m" / "alone_dropout.json").exists():
-    tables["alone-dropout"] = alone_dropout("movielens-1m")
   return {"speed": speeds(), **tables}
 
 
