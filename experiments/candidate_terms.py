@@ -84,14 +84,18 @@ def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
   return make
 
 
+def _student_ranks(x: Ranking, own: Array) -> Array:
+  """The student's ranks in the whole catalogue, estimated from some of what the teacher leaves."""
+  rest = losses.sample_uninteresting(x.key, x.best, num_items=x.num_items, draws=x.draws)
+  return losses.estimate_ranks(own, x.own.at(rest.ids), num_items=x.num_items)
+
+
 def _ranking_distillation(x: Ranking):
   ids = x.best[:, : x.draws]
   ranks = jnp.broadcast_to(jnp.arange(x.draws), ids.shape)
-  rest = losses.sample_uninteresting(x.key, x.best, num_items=x.num_items, draws=x.draws)
   own = x.own.at(ids)
-  student_ranks = losses.estimate_ranks(own, x.own.at(rest.ids), num_items=x.num_items)
   return losses.ranking_distillation_loss(
-    own, ranks, student_ranks=jax.lax.stop_gradient(student_ranks), **x.done
+    own, ranks, student_ranks=_student_ranks(x, own), **x.done
   )
 
 
@@ -106,11 +110,57 @@ def _importance_ranking(x: Ranking):
   return losses.importance_ranking_loss(x.own.at(ids), ranks, distances, agreed, **x.done)
 
 
-def _collaborative(x: Ranking):
-  weights = losses.position_weights(jnp.arange(x.best.shape[-1]))
-  drawn = losses.sample_ranked(x.key, x.best, weights, draws=x.draws)
+def _clicks(x: Ranking, ids: Array, weights: Array):
+  drawn = losses.sample_ranked(x.key, ids, weights, draws=x.draws)
   own, other = x.own.at(drawn.ids), x.other.at(drawn.ids)
   return losses.collaborative_loss(own, other, support=drawn.support, **x.done)
+
+
+def _collaborative(x: Ranking):
+  return _clicks(x, x.best, losses.position_weights(jnp.arange(x.best.shape[-1])))
+
+
+def _student_collaborative(x: Ranking):
+  """CD guided by the student: what it would recommend, and the teacher may know better."""
+  _, ids = jax.lax.top_k(jax.lax.stop_gradient(x.own.dense()), x.best.shape[-1])
+  return _clicks(x, ids, losses.position_weights(jnp.arange(ids.shape[-1])))
+
+
+def _bidirectional(x: Ranking):
+  """The student's half of BD, the teacher's being trained already: what it ranks too low."""
+  ranks = jnp.broadcast_to(jnp.arange(x.best.shape[-1]), x.best.shape)
+  weights = losses.discrepancy_weights(_student_ranks(x, x.own.at(x.best)), ranks)
+  return _clicks(x, x.best, weights)
+
+
+def _dual_correction(x: Ranking):
+  """DCD: what the student ranks too low above what it ranks too high."""
+  ranks = losses.candidate_ranks(jax.lax.stop_gradient(x.own.at(x.best)))
+  drawn = losses.sample_corrections(x.key, x.best, ranks, draws=x.draws)
+  own = x.own.at(drawn.ids)
+  return losses.relaxed_ranking_loss(own, drawn.ranks, k=x.draws, support=drawn.support, **x.done)
+
+
+def _item_relaxed_ranking(x: Ranking):
+  """IR-RRD: the users of the batch, ranked for items that the teacher recommends to them."""
+  keys, users = jax.random.split(x.key), jnp.arange(x.scores.shape[0])
+  weights = losses.position_weights(jnp.arange(x.best.shape[-1]), scale=10.0)
+  items = losses.sample_ranked(keys[0], x.best, weights, draws=1).ids[:, 0]
+  real = x.done["where"]
+  other = jnp.where(real, x.scores[:, items].T, -jnp.inf)
+  scores, best = jax.lax.top_k(other, min(TOP, max(1, len(users) // 2)))
+  draws = min(DRAWN, best.shape[-1])
+  drawn = losses.sample_relaxed_candidates(
+    keys[1],
+    jnp.where(scores > -jnp.inf, best, -1),
+    num_items=len(users),
+    interesting=draws,
+    uninteresting=draws,
+    seen=jnp.broadcast_to(jnp.where(real, -1, users), other.shape),
+  )
+  own = x.own.at(jnp.broadcast_to(items, other.shape)).T
+  own = jnp.take_along_axis(own, drawn.ids, axis=-1)
+  return losses.relaxed_ranking_loss(own, drawn.ranks, k=draws, support=drawn.support, **x.done)
 
 
 def _stratified_pair(x: Ranking):
@@ -178,6 +228,9 @@ CATALOG: Mapping[str, Maker] = {
   "ranking_distillation": _ranked(_ranking_distillation),
   "importance_ranking": _ranked(_importance_ranking),
   "collaborative": _ranked(_collaborative),
+  "student_collaborative": _ranked(_student_collaborative),
+  "bidirectional": _ranked(_bidirectional),
+  "dual_correction": _ranked(_dual_correction),
   "stratified_pair": _ranked(_stratified_pair),
   "relaxed_ranking": _on_candidates(_relaxed),
   "listmle": _on_candidates(_listmle),
@@ -188,3 +241,5 @@ CATALOG: Mapping[str, Maker] = {
   "listnet": _softened(losses.listnet_loss),
   "ranknet": _softened(losses.ranknet_loss),
 }
+# Whose columns must be the same items for all users.
+WHOLE: Mapping[str, Maker] = {"item_relaxed_ranking": _ranked(_item_relaxed_ranking)}

@@ -15,7 +15,7 @@ PAIR: Mapping[str, Maker] = {
   **candidate_terms.CATALOG,
   **feature_terms.FEATURES,
 }
-SEQUENCE: Mapping[str, Maker] = {**PAIR, **map_terms.MAPS}
+SEQUENCE: Mapping[str, Maker] = {**PAIR, **candidate_terms.WHOLE, **map_terms.MAPS}
 
 
 def make_terms(

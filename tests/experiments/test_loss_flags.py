@@ -74,9 +74,15 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+# Losses of another name, on what a sampler or a helper of theirs gives.
+METHODS = {
+  "experts", "student_collaborative", "bidirectional", "dual_correction", "item_relaxed_ranking",
+}  # fmt: skip
+
+
 def test_every_loss_of_the_library_has_its_flag():
   names = {name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss")}
-  assert names - ELSEWHERE == set(loss_terms.SEQUENCE) - {"experts"}
+  assert names - ELSEWHERE == set(loss_terms.SEQUENCE) - METHODS
   assert names >= ELSEWHERE
 
 
@@ -156,6 +162,7 @@ WHOLE, *HALVES = slice(0, ROWS), slice(0, ROWS // 2), slice(ROWS // 2, ROWS)
 # Compared within the batch, or drawn by it: micro-batches have other partners or draws.
 WITHIN = (
   *(name for name in candidate_terms.CATALOG if name != "importance_ranking"),
+  *candidate_terms.WHOLE,
   "sampled_cross_entropy", "dist", "rkd_distance", "rkd_angle", "similarity_preserving",
   "correlation_congruence", "probabilistic_transfer", "cka", "topology", "group_topology",
   "info_nce", "crd", "contrastive", "experts",
