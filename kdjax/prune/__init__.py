@@ -2,11 +2,13 @@
 
 from kdjax.prune.criteria import magnitude, random, saliency
 from kdjax.prune.distributions import erdos_renyi_kernel, global_sparsity, uniform
+from kdjax.prune.graph import Shrunk, find_axes, resize, shrink
 from kdjax.prune.masks import apply_masks, make_masks, measure_sparsity
 from kdjax.prune.patterns import n_m, unstructured
 from kdjax.prune.schedules import Cubic, OneShot, Schedule, cubic, one_shot
 from kdjax.prune.shrink import (
   Axis,
+  Units,
   axis_scores,
   axis_sizes,
   choose,
@@ -22,12 +24,15 @@ __all__ = [
   "OneShot",
   "PruneState",
   "Schedule",
+  "Shrunk",
+  "Units",
   "apply_masks",
   "axis_scores",
   "axis_sizes",
   "choose",
   "cubic",
   "erdos_renyi_kernel",
+  "find_axes",
   "find_masks",
   "global_sparsity",
   "magnitude",
@@ -38,7 +43,9 @@ __all__ = [
   "one_shot",
   "prune",
   "random",
+  "resize",
   "saliency",
+  "shrink",
   "take_axes",
   "take_layers",
   "uniform",

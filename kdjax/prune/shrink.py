@@ -1,8 +1,9 @@
 """Structured shrinking: whole heads, hidden units and dimensions leave the arrays.
 
-A model describes itself as data: `axes`, a tree of the structure of its params that names every
-axis of every array (None where an axis stays). Axes of one name, in whichever arrays, lose the same
-entries. From there on shrinking is four pure functions on trees, run on the host:
+A model is described by data: `axes`, a tree of the structure of its params that names every axis
+of every array (None where an axis stays). Axes of one name, in whichever arrays, lose the same
+entries. The model writes it down, or `kdjax.prune.find_axes` finds it out by following the axes of
+any function. From there on shrinking is four pure functions on trees, run on the host:
 
   scores = axis_scores(params, axes, magnitude(params))
   keep = choose(scores, {"mlp": 64, "heads": 1})
@@ -36,14 +37,31 @@ class Axis(NamedTuple):
   group: int = 1
 
 
+class Units(NamedTuple):
+  """Units in any layout; an array axis may have several of these, such as heads and their columns.
+
+  Attributes:
+    name: which units.
+    of: int `[n]`, the unit of every entry of the axis, -1 for entries of none.
+  """
+
+  name: str
+  of: np.ndarray
+
+
 class _Place(NamedTuple):
-  """One named axis of one array."""
+  """One name on one axis of one array."""
 
   leaf: int
   path: str
   axis: int
-  spec: Axis
-  units: int
+  name: str
+  of: np.ndarray
+
+  @property
+  def units(self) -> int:
+    """How many."""
+    return int(self.of.max()) + 1
 
 
 def axis_sizes(params: Params, axes: Params) -> dict[str, int]:
@@ -51,7 +69,8 @@ def axis_sizes(params: Params, axes: Params) -> dict[str, int]:
 
   Args:
     params: float arrays.
-    axes: the same tree with a tuple of `Axis`, str or None in place of every array.
+    axes: the same tree with a tuple in place of every array: for each of its axes an `Axis`, a
+      str, a tuple of `Units`, or None.
 
   Returns:
     Units by name.
@@ -70,10 +89,10 @@ def axis_sizes(params: Params, axes: Params) -> dict[str, int]:
   """
   sizes: dict[str, int] = {}
   for place in _places(params, axes):
-    if sizes.setdefault(place.spec.name, place.units) != place.units:
+    if sizes.setdefault(place.name, place.units) != place.units:
       raise ValueError(
-        f"{place.path} has {place.units} units of {place.spec.name!r} along axis {place.axis}, "
-        f"other arrays {sizes[place.spec.name]}"
+        f"{place.path} has {place.units} units of {place.name!r} along axis {place.axis}, "
+        f"other arrays {sizes[place.name]}"
       )
   return sizes
 
@@ -111,10 +130,12 @@ def axis_scores(params: Params, axes: Params, scores: Params) -> dict[str, Array
   if [jnp.shape(v) for v in values] != [jnp.shape(p) for p in jax.tree.leaves(params)]:
     raise ValueError("scores must have the shapes of params")
   totals = {name: jnp.zeros([units], jnp.float32) for name, units in sizes.items()}
-  for leaf, _, axis, spec, units in _places(params, axes):
-    value = jnp.moveaxis(jnp.asarray(values[leaf], jnp.float32), axis, 0)
-    value = value.reshape(spec.repeat, units, -1)
-    totals[spec.name] += value.sum(axis=(0, 2))
+  for place in _places(params, axes):
+    value = jnp.moveaxis(jnp.asarray(values[place.leaf], jnp.float32), place.axis, 0)
+    value = value.reshape(value.shape[0], -1).sum(axis=1)
+    # What belongs to none goes to one unit more, which is left out.
+    of = np.where(place.of < 0, place.units, place.of)
+    totals[place.name] += jax.ops.segment_sum(value, of, place.units + 1)[:-1]
   return totals
 
 
@@ -169,8 +190,8 @@ def take_axes(params: Params, axes: Params, keep: Keep) -> Params:
     ValueError: as `axis_sizes`, or if `keep` names no axis or a unit that is not there.
   """
   leaves, structure = jax.tree.flatten(params)
-  for leaf, _, axis, spec, units in _kept(params, axes, keep):
-    leaves[leaf] = jnp.take(leaves[leaf], _entries(spec, keep[spec.name], units), axis=axis)
+  for (leaf, axis), kept in _kept(params, axes, keep).items():
+    leaves[leaf] = jnp.take(leaves[leaf], np.flatnonzero(kept), axis=axis)
   return jax.tree.unflatten(structure, leaves)
 
 
@@ -192,10 +213,8 @@ def mask_axes(params: Params, axes: Params, keep: Keep) -> Params:
   """
   leaves, structure = jax.tree.flatten(params)
   masks = [np.ones(jnp.shape(leaf), bool) for leaf in leaves]
-  for leaf, _, axis, spec, units in _kept(params, axes, keep):
-    entries = np.zeros(masks[leaf].shape[axis], bool)
-    entries[_entries(spec, keep[spec.name], units)] = True
-    masks[leaf] &= np.expand_dims(entries, [a for a in range(masks[leaf].ndim) if a != axis])
+  for (leaf, axis), kept in _kept(params, axes, keep).items():
+    masks[leaf] &= np.expand_dims(kept, [a for a in range(masks[leaf].ndim) if a != axis])
   return jax.tree.unflatten(structure, [jnp.asarray(mask) for mask in masks])
 
 
@@ -239,21 +258,21 @@ def _names(key: str, name: str) -> bool:
   return key == name or name.endswith("/" + key)
 
 
-def _entries(spec: Axis, units_kept: np.ndarray, units: int) -> np.ndarray:
-  """Positions along an array axis of the kept units, in the layout of the axis."""
-  index = np.arange(spec.repeat * units * spec.group).reshape(spec.repeat, units, spec.group)
-  return index[:, units_kept].reshape(-1)
-
-
-def _kept(params: Params, axes: Params, keep: Keep) -> list[_Place]:
-  """The places that `keep` shrinks, after all checks."""
+def _kept(params: Params, axes: Params, keep: Keep) -> dict[tuple[int, int], np.ndarray]:
+  """Which entries stay, bool `[n]`, by leaf and axis, for those that `keep` shrinks; checked."""
   sizes = axis_sizes(params, axes)
   for name, kept in keep.items():
     if name not in sizes:
       raise ValueError(f"no axis is called {name!r}; there are {sorted(sizes)}")
     if not len(kept) or min(kept) < 0 or max(kept) >= sizes[name]:
       raise ValueError(f"keep[{name!r}] must hold units in [0, {sizes[name]}), at least one")
-  return [place for place in _places(params, axes) if place.spec.name in keep]
+  found: dict[tuple[int, int], np.ndarray] = {}
+  for place in _places(params, axes):
+    if place.name in keep:
+      stays = (place.of < 0) | np.isin(place.of, np.asarray(keep[place.name]))
+      where = (place.leaf, place.axis)
+      found[where] = found.get(where, True) & stays
+  return found
 
 
 def _places(params: Params, axes: Params) -> Iterator[_Place]:
@@ -274,8 +293,12 @@ def _places(params: Params, axes: Params) -> Iterator[_Place]:
     for axis, entry in enumerate(named):
       if entry is None:
         continue
+      if isinstance(entry, tuple) and not isinstance(entry, Axis):
+        yield from (_Place(i, name, axis, units.name, np.asarray(units.of)) for units in entry)
+        continue
       spec = Axis(entry) if isinstance(entry, str) else entry
       units, rest = divmod(jnp.shape(leaf)[axis], spec.repeat * spec.group)
       if rest:
         raise ValueError(f"{name}: axis {axis} of {jnp.shape(leaf)} is no whole number of {spec}")
-      yield _Place(i, name, axis, spec, units)
+      of = np.tile(np.repeat(np.arange(units), spec.group), spec.repeat)
+      yield _Place(i, name, axis, spec.name, of)
