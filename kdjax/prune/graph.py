@@ -4,22 +4,14 @@ The function is traced once; `find_axes` names the groups, `resize` runs the sam
 smaller params, even where it has its sizes written into it (a stock Linen module has).
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from kdjax.prune.criteria import magnitude
-from kdjax.prune.extents import Extent, atoms, fix, size_kept, unit_of_entries
-from kdjax.prune.flow import flow, free_atoms
-from kdjax.prune.loops import LOOPS, Fills
-from kdjax.prune.program import Program, Value, build, new_value, trace
-from kdjax.prune.replay import run
-from kdjax.prune.rules import RULES
 from kdjax.prune.shrink import Keep, Units, axis_scores, choose, take_axes
-from kdjax.tree import leaves_with_path, path_of
+from kdjax.traced import Extent, Traced, atoms, follow, run, size_kept, unit_of_entries
 from kdjax.types import Params
 
 Apply = Callable[..., Any]
@@ -37,24 +29,6 @@ class Shrunk(NamedTuple):
   params: Params
   apply: Apply
   keep: Keep
-
-
-class _Graph(NamedTuple):
-  """A function with its axes tied.
-
-  Attributes:
-    program: of the function.
-    leaves: path and value of every param.
-    names: of the groups that can shrink, in the order of first use.
-    fills: what stands where units are masked, by value and atom.
-    outputs: structure of what the function returns.
-  """
-
-  program: Program
-  leaves: list[tuple[str, Value]]
-  names: dict[Extent, str]
-  fills: Fills
-  outputs: Any
 
 
 def find_axes(apply_fn: Apply, params: Params, *example: Any) -> Params:
@@ -91,8 +65,8 @@ def find_axes(apply_fn: Apply, params: Params, *example: Any) -> Params:
     G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv:2301.12900 (groups by
     a graph of layers; here by axes of single operations, so that no layer need be known).
   """
-  graph = _follow(apply_fn, params, example)
-  return _axes_of(graph, params)
+  traced = follow(apply_fn, params, example)
+  return _axes_of(traced, _names(traced), params)
 
 
 def shrink(
@@ -132,11 +106,12 @@ def shrink(
   Reference:
     G. Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023, arXiv:2301.12900.
   """
-  graph = _follow(apply_fn, params, example)
-  axes = _axes_of(graph, params)
+  traced = follow(apply_fn, params, example)
+  names = _names(traced)
+  axes = _axes_of(traced, names, params)
   scores = axis_scores(params, axes, criterion(params))
   sizes = {name: len(values) for name, values in scores.items()}
-  kept = choose(scores, _counts(graph, sizes, keep))
+  kept = choose(scores, _counts(traced, names, sizes, keep))
   return Shrunk(take_axes(params, axes, kept), resize(apply_fn, params, kept), kept)
 
 
@@ -163,67 +138,28 @@ def resize(apply_fn: Apply, params: Params, keep: Keep) -> Apply:
   before = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
   def apply(smaller: Params, *args: Any) -> Any:
-    graph = _follow(apply_fn, before, args)
-    found = {name: atom for atom, name in graph.names.items()}
+    traced = follow(apply_fn, before, args)
+    found = {name: atom for atom, name in _names(traced).items()}
     unknown = sorted(set(keep) - set(found))
     if unknown:
       raise ValueError(f"no axis is called {unknown}; there are {sorted(found)}")
     kept = {found[name]: len(units) for name, units in keep.items()}
     flat = jax.tree.leaves((smaller, args))
-    for (path, value), leaf in zip(graph.leaves, flat, strict=False):
+    for (path, value), leaf in zip(traced.leaves, flat, strict=False):
       expected = tuple(size_kept(axis, kept) for axis in value.axes)
       if leaf.shape != expected:
         raise ValueError(f"{path} has shape {leaf.shape}, expected {expected} of {value.shape}")
-    outs = run(graph.program, flat, lambda extent: size_kept(extent, kept), graph.fills)
-    return jax.tree.unflatten(jax.tree.structure(graph.outputs), outs)
+    outs = run(traced.program, flat, lambda extent: size_kept(extent, kept), traced.fills)
+    return jax.tree.unflatten(jax.tree.structure(traced.outputs), outs)
 
   return apply
 
 
-def _follow(apply_fn: Apply, params: Params, example: tuple[Any, ...]) -> _Graph:
-  """Ties all axes, and fixes those that must stay whole."""
-  closed, outputs = trace(apply_fn, params, *example)
-  ins = [new_value(var.aval) for var in closed.jaxpr.invars]
-  ties = {name: rule.tie for name, rule in RULES.items()}
-  ties |= {name: functools.partial(tied, ties=ties) for name, tied in LOOPS.items()}
-  program = build(closed, ties, ins)
-  leaves = ["/".join(path) for path, _ in leaves_with_path(params)]
-  for value in ins[len(leaves) :]:
-    for axis in value.axes:
-      fix(axis, "an axis of the example")
-  for (key_path, _), value in zip(
-    jax.tree_util.tree_leaves_with_path(outputs), program.outs, strict=True
-  ):
-    name = "/".join(path_of(key_path))
-    for axis in value.axes:
-      fix(axis, f"an axis of the output {name}".rstrip())
-  params_in = list(zip(leaves, ins, strict=False))
-  for _, value in params_in:
-    for axis in value.axes:
-      for atom in _repeated(axis):
-        fix(atom, "squared within one axis")
-  fills: Fills = {
-    value: {atom: np.zeros([], value.dtype)[()] for atom in free_atoms(value)}
-    for _, value in params_in
-  }
-  flow(program, fills, check=True)
-  return _Graph(program, params_in, _names(program, params_in), fills, outputs)
-
-
-def _repeated(extent: Extent) -> list[Extent]:
-  """Atoms that stand more than once within a product."""
-  extent = extent.resolve()
-  if extent.operation == "product":
-    inner = [atom for part in extent.parts for atom in set(atoms(part))]
-    return [atom for atom in set(inner) if inner.count(atom) > 1]
-  return [atom for part in extent.parts for atom in _repeated(part)]
-
-
-def _names(program: Program, leaves: list[tuple[str, Value]]) -> dict[Extent, str]:
+def _names(traced: Traced) -> dict[Extent, str]:
   """Each group by the first kernel that makes it, else by its first array at all."""
-  paths = {value: path for path, value in leaves}
+  paths = {value: path for path, value in traced.leaves}
   # A loop has many operands at once: kernels before biases.
-  operands = (sorted(op.ins, key=lambda v: -len(v.shape)) for op in program.operations)
+  operands = (sorted(op.ins, key=lambda v: -len(v.shape)) for op in traced.program.operations)
   used = list(dict.fromkeys(v for ins in operands for v in ins if v in paths))
   places = [(value, i) for value in used for i in range(len(value.axes))]
   makes = [(value, i) for value, i in places if i == len(value.axes) - 1 > 0]
@@ -241,19 +177,22 @@ def _names(program: Program, leaves: list[tuple[str, Value]]) -> dict[Extent, st
   return names
 
 
-def _axes_of(graph: _Graph, params: Params) -> Params:
+def _axes_of(traced: Traced, names: Mapping[Extent, str], params: Params) -> Params:
   """The tree that `kdjax.prune.shrink` reads."""
 
   def units(axis: Extent) -> tuple[Units, ...] | None:
-    inside = [atom for atom in graph.names if atom in set(atoms(axis))]
-    return tuple(Units(graph.names[a], unit_of_entries(axis, a)) for a in inside) or None
+    inside = [atom for atom in names if atom in set(atoms(axis))]
+    return tuple(Units(names[a], unit_of_entries(axis, a)) for a in inside) or None
 
-  specs = [tuple(units(axis) for axis in value.axes) for _, value in graph.leaves]
+  specs = [tuple(units(axis) for axis in value.axes) for _, value in traced.leaves]
   return jax.tree.unflatten(jax.tree.structure(params), specs)
 
 
 def _counts(
-  graph: _Graph, sizes: Mapping[str, int], keep: Mapping[str, int | float] | float
+  traced: Traced,
+  names: Mapping[Extent, str],
+  sizes: Mapping[str, int],
+  keep: Mapping[str, int | float] | float,
 ) -> dict[str, int]:
   """Units to keep by the names of groups; refuses what cannot shrink, and says why."""
 
@@ -266,12 +205,12 @@ def _counts(
 
   members: dict[str, set[str]] = {}
   reasons: dict[str, str] = {}
-  for path, value in graph.leaves:
+  for path, value in traced.leaves:
     for i, axis in enumerate(value.axes):
       member = f"{path}:{i}"
       for atom in atoms(axis):
-        if atom in graph.names:
-          members.setdefault(member, set()).add(graph.names[atom])
+        if atom in names:
+          members.setdefault(member, set()).add(names[atom])
         else:
           reasons[member] = atom.reason or "of one unit"
   if isinstance(keep, int | float):
@@ -282,9 +221,9 @@ def _counts(
   for key, wanted in keep.items():
     named = {name for name in sizes if name == key} or {
       name
-      for member, names in members.items()
+      for member, within in members.items()
       if member == key or member.endswith("/" + key)
-      for name in names
+      for name in within
     }
     if not named:
       fixed = {m: why for m, why in reasons.items() if m == key or m.endswith("/" + key)}

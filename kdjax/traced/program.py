@@ -1,7 +1,7 @@
 """A traced function as a flat list of operations on values whose axes are extents.
 
 Calls are opened where they stand; loops and branches keep programs of their own. Building a program
-ties all axes that must shrink together (`kdjax.prune.rules`).
+ties all axes that must shrink together (`kdjax.traced.rules`).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from kdjax.prune.extents import Extent, fix
+from kdjax.traced.extents import Extent, fix
 
 # Primitives that call one inner function on their own operands.
 _CALLS = {

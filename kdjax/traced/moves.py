@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from kdjax.prune.extents import Extent, atoms, concatenation, fix, product, tie
-from kdjax.prune.program import Operation, Value
-from kdjax.prune.rule import (
+from kdjax.traced.extents import Extent, atoms, concatenation, fix, product, tie
+from kdjax.traced.program import Operation, Value
+from kdjax.traced.rule import (
   ALIKE,
   At,
   Rule,

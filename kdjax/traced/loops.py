@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from kdjax.prune.extents import Extent, atoms, fix, tie
-from kdjax.prune.program import Operation, Program, Value, build
-from kdjax.prune.rule import ALIKE
+from kdjax.traced.extents import Extent, atoms, fix, tie
+from kdjax.traced.program import Operation, Program, Value, build
+from kdjax.traced.rule import ALIKE
 
 Fills = dict[Value, dict[Extent, Any]]
 Run = Callable[[Program, list[Any]], list[Any]]

@@ -4,11 +4,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from kdjax.prune.extents import Extent, atoms, fix
-from kdjax.prune.loops import FLOWS, Fills
-from kdjax.prune.program import Operation, Program, Value
-from kdjax.prune.rule import ALIKE, evaluate, is_zero
-from kdjax.prune.rules import ELEMENTWISE, RULES, SAME
+from kdjax.traced.extents import Extent, atoms, fix
+from kdjax.traced.loops import FLOWS, Fills
+from kdjax.traced.program import Operation, Program, Value
+from kdjax.traced.rule import ALIKE, evaluate, is_zero
+from kdjax.traced.rules import ELEMENTWISE, RULES, SAME
 
 # Operations whose work on one masked unit can be done again, where a sum misses it.
 _RETOLD = ELEMENTWISE | SAME | {"broadcast_in_dim"}

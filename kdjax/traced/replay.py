@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kdjax.prune.extents import Extent
-from kdjax.prune.loops import RUNS, Fills
-from kdjax.prune.program import Operation, Program, Value
-from kdjax.prune.rule import ALIKE, apart
-from kdjax.prune.rules import RULES
+from kdjax.traced.extents import Extent
+from kdjax.traced.loops import RUNS, Fills
+from kdjax.traced.program import Operation, Program, Value
+from kdjax.traced.rule import ALIKE, apart
+from kdjax.traced.rules import RULES
 
 
 def run(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdjax.prune.extents import (
+from kdjax.traced.extents import (
   Extent,
   atoms,
   concatenation,

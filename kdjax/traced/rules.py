@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from kdjax.prune.extents import Extent
-from kdjax.prune.moves import MOVES
-from kdjax.prune.program import Operation, Value
-from kdjax.prune.rule import At, Rule, fill_elementwise, tie_elementwise
-from kdjax.prune.sums import SUMS
+from kdjax.traced.extents import Extent
+from kdjax.traced.moves import MOVES
+from kdjax.traced.program import Operation, Value
+from kdjax.traced.rule import At, Rule, fill_elementwise, tie_elementwise
+from kdjax.traced.sums import SUMS
 
 
 def _fill_same(op: Operation, at: At, atom: Extent, out: Value) -> Any:

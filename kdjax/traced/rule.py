@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.prune.extents import Extent, atoms, tie
-from kdjax.prune.program import Operation, Value
+from kdjax.traced.extents import Extent, atoms, tie
+from kdjax.traced.program import Operation, Value
 
 ALIKE = object()
 At = Callable[[Value, Extent], Any]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.prune.extents import Extent, atoms, fix, product, tie
-from kdjax.prune.program import Operation, Value
-from kdjax.prune.rule import At, Rule, Size, is_zero
+from kdjax.traced.extents import Extent, atoms, fix, product, tie
+from kdjax.traced.program import Operation, Value
+from kdjax.traced.rule import At, Rule, Size, is_zero
 
 
 def _tie_reduce(op: Operation) -> None:
