@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = {"types", "tree", "reduce", "traced"}
+BASE = {"types", "tree", "reduce", "traced", "reconstruct"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
 MODELS = BASE | {"prune", "quant", "layers"}  # Models declare how they are pruned and quantized.
 RUNNERS = BASE | TOOLS | {"layers", "models", "data", "cost", "store"}
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "types": set(),
   "tree": {"types"},
   "reduce": {"types"},
+  "reconstruct": {"types"},
   "traced": {"types", "tree"},  # Programs and their axes, for whatever looks into a function.
   **dict.fromkeys(TOOLS, BASE),
   "data": BASE,

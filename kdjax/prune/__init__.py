@@ -1,10 +1,11 @@
 """Pruning: scores, schedules, masks, and the optax transform that applies them."""
 
-from kdjax.prune.criteria import magnitude, random, saliency
+from kdjax.prune.activations import sparse_gpt, wanda
+from kdjax.prune.criteria import fisher, magnitude, movement, random, saliency
 from kdjax.prune.distributions import erdos_renyi_kernel, global_sparsity, uniform
 from kdjax.prune.graph import Shrunk, find_axes, resize, shrink
 from kdjax.prune.masks import apply_masks, make_masks, measure_sparsity
-from kdjax.prune.patterns import n_m, unstructured
+from kdjax.prune.patterns import block, each_output, n_m, unstructured
 from kdjax.prune.schedules import Cubic, OneShot, Schedule, cubic, one_shot
 from kdjax.prune.shrink import (
   Axis,
@@ -29,16 +30,20 @@ __all__ = [
   "apply_masks",
   "axis_scores",
   "axis_sizes",
+  "block",
   "choose",
   "cubic",
+  "each_output",
   "erdos_renyi_kernel",
   "find_axes",
   "find_masks",
+  "fisher",
   "global_sparsity",
   "magnitude",
   "make_masks",
   "mask_axes",
   "measure_sparsity",
+  "movement",
   "n_m",
   "one_shot",
   "prune",
@@ -46,8 +51,10 @@ __all__ = [
   "resize",
   "saliency",
   "shrink",
+  "sparse_gpt",
   "take_axes",
   "take_layers",
   "uniform",
   "unstructured",
+  "wanda",
 ]

@@ -76,9 +76,72 @@ def saliency(params: Params, grads: Params) -> Params:
     arXiv:1611.06440.
   """
 
-  def score(path, w, g):
+  return jax.tree.map(jnp.abs, _products(params, grads))
+
+
+def movement(params: Params, grads: Params) -> Params:
+  """How fast a weight moves away from 0: `-w g`. Sum it over the steps of training.
+
+  Negative where a step of gradient descent brings the weight nearer to 0. What fine-tuning wants
+  away goes, however large it was before.
+
+  Args:
+    params: any pytree of float arrays.
+    grads: the gradients of one step, of the same structure.
+
+  Returns:
+    float32 scores of the same structure.
+
+  Raises:
+    ValueError: if the structures or the shapes of `params` and `grads` differ.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> movement({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
+    [-1.0, 3.0]
+
+  Reference:
+    V. Sanh, T. Wolf, A. Rush, Movement Pruning: Adaptive Sparsity by Fine-Tuning, NeurIPS 2020,
+    arXiv:2005.07683, equation 3 without the learning rate, which changes no order.
+  """
+  return jax.tree.map(jnp.negative, _products(params, grads))
+
+
+def fisher(params: Params, grads: Params) -> Params:
+  r"""Second-order change of the loss when a weight goes to 0: $\frac12 w^2 F$, $F = E[g^2]$.
+
+  F is the diagonal of the empirical Fisher information, which stands for the Hessian's. Average it
+  over examples: with gradients of single examples it is exact, with those of batches it is less by
+  about the size of the batch.
+
+  Args:
+    params: any pytree of float arrays.
+    grads: the gradients of one example or batch, of the same structure.
+
+  Returns:
+    float32 scores of the same structure.
+
+  Raises:
+    ValueError: if the structures or the shapes of `params` and `grads` differ.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> fisher({"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([0.5, 3.0])})["w"].tolist()
+    [0.5, 4.5]
+
+  Reference:
+    Y. LeCun, J. Denker, S. Solla, Optimal Brain Damage, NeurIPS 1989; L. Theis et al., Faster gaze
+    prediction with dense networks and Fisher pruning, 2018, arXiv:1801.05787.
+  """
+  return jax.tree.map(lambda p: 0.5 * p**2, _products(params, grads))
+
+
+def _products(params: Params, grads: Params) -> Params:
+  """`w g`, float32; the shapes must agree."""
+
+  def product(path, w, g):
     if jnp.shape(w) != jnp.shape(g):
       raise ValueError(f"{'/'.join(path)}: params {jnp.shape(w)} but grads {jnp.shape(g)}")
-    return jnp.abs(w.astype(jnp.float32) * g.astype(jnp.float32))
+    return w.astype(jnp.float32) * g.astype(jnp.float32)
 
-  return map_with_path(score, params, grads)
+  return map_with_path(product, params, grads)

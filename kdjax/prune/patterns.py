@@ -4,6 +4,7 @@ Of equal scores those with the lower index stay; a NaN score stays always, so th
 Everything here runs inside `jit`, with a traced count too.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,75 @@ def n_m(n: int, m: int, *, axis: int = -2) -> Pattern:
     stays = jnp.moveaxis(stays.reshape(moved.shape), -1, axis)
     count = jnp.minimum(count, complete)
     return unstructured(jnp.where(stays, jnp.inf, jnp.fmin(scores, _LARGEST)), count)
+
+  return pattern
+
+
+def each_output(*, axis: int | tuple[int, ...] = -2) -> Pattern:
+  """The same number of weights of every output: the lowest scores along the contraction.
+
+  Args:
+    axis: the contracted axes: -2 for a kernel `[in, out]`, -1 for a table, several for attention's
+      output `[heads, head_dim, out]`.
+
+  Returns:
+    Pattern. Counts that the outputs do not divide are rounded down.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> each_output()(jnp.array([[4.0, 1.0], [3.0, 2.0]]), 2).tolist()
+    [[True, False], [False, True]]
+
+  Reference:
+    M. Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024,
+    arXiv:2306.11695, section 3 (weights compare within an output).
+  """
+  axes = axis if isinstance(axis, tuple) else (axis,)
+
+  def pattern(scores: Array, count: Count) -> Array:
+    moved = jnp.moveaxis(scores, axes, range(-len(axes), 0))
+    rows = moved.reshape(-1, math.prod(moved.shape[moved.ndim - len(axes) :]))
+    stays = jax.vmap(unstructured, in_axes=(0, None))(rows, count // rows.shape[0])
+    return jnp.moveaxis(stays.reshape(moved.shape), range(-len(axes), 0), axes)
+
+  return pattern
+
+
+def block(*shape: int) -> Pattern:
+  """Whole blocks go: those with the lowest sums of scores.
+
+  Args:
+    shape: of a block along the last axes, such as `(1, 16)`; each axis a multiple. 0 stands for the
+      whole axis: `block(1, 0)` removes rows of a kernel, `block(0, 1)` columns.
+
+  Returns:
+    Pattern. Counts that are no multiple of a block are rounded down.
+
+  Raises:
+    ValueError: later, if an axis is no multiple of its block.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> block(1, 2)(jnp.array([[1.0, 9.0, 2.0, 2.0]]), 2).tolist()
+    [[True, True, False, False]]
+
+  Reference:
+    S. Narang et al., Block-Sparse Recurrent Neural Networks, 2017, arXiv:1711.02782 (who take the
+    largest of a block in place of the sum).
+  """
+
+  def pattern(scores: Array, count: Count) -> Array:
+    sizes = scores.shape[scores.ndim - len(shape) :]
+    edges = [edge or size for edge, size in zip(shape, sizes, strict=True)]
+    if any(size % edge for edge, size in zip(edges, sizes, strict=True)):
+      raise ValueError(f"the last axes of {scores.shape} are no multiples of blocks {shape}")
+    # [*lead, n0, b0, n1, b1, ...]: sums over every b.
+    lead = scores.shape[: scores.ndim - len(shape)]
+    split = [part for edge, size in zip(edges, sizes, strict=True) for part in (size // edge, edge)]
+    inner = tuple(len(lead) + 1 + 2 * i for i in range(len(shape)))
+    totals = jnp.sum(scores.reshape(*lead, *split), axis=inner, keepdims=True)
+    stays = unstructured(totals, count // math.prod(edges))
+    return jnp.broadcast_to(stays, (*lead, *split)).reshape(scores.shape)
 
   return pattern
 

@@ -2,6 +2,19 @@
 
 from kdjax.traced.extents import Extent, atoms, size_kept, unit_of_entries
 from kdjax.traced.follow import Traced, follow
+from kdjax.traced.observe import Moments, Observed, moments, observe_inputs
 from kdjax.traced.replay import run
 
-__all__ = ["Extent", "Traced", "atoms", "follow", "run", "size_kept", "unit_of_entries"]
+__all__ = [
+  "Extent",
+  "Moments",
+  "Observed",
+  "Traced",
+  "atoms",
+  "follow",
+  "moments",
+  "observe_inputs",
+  "run",
+  "size_kept",
+  "unit_of_entries",
+]

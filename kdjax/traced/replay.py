@@ -14,13 +14,30 @@ from kdjax.traced.rules import RULES
 
 
 def run(
-  program: Program, args: list[Any], size: Callable[[Extent], int], fills: Fills
+  program: Program,
+  args: list[Any],
+  size: Callable[[Extent], int],
+  fills: Fills,
+  *,
+  watch: Callable[[Operation, list[Any]], None] = lambda op, ins: None,
 ) -> list[Any]:
-  """Evaluates a program whose axes have new sizes."""
+  """Evaluates a program whose axes have new sizes.
+
+  Args:
+    program: from `follow`.
+    args: arrays, as many as it has ins.
+    size: entries of an extent now.
+    fills: from `follow`.
+    watch: sees every operation and its operands, but those inside of loops.
+
+  Returns:
+    The values of its outs.
+  """
   known: dict[Value, Any] = dict(zip(program.ins, args, strict=True))
   known.update(program.constants)
   for op in program.operations:
     ins = [known[value] for value in op.ins]
+    watch(op, ins)
     if op.name in RUNS:
       outs = RUNS[op.name](op, ins, lambda body, inner: run(body, inner, size, fills))
     else:
