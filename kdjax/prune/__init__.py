@@ -6,7 +6,16 @@ from kdjax.prune.distributions import erdos_renyi_kernel, global_sparsity, unifo
 from kdjax.prune.graph import Shrunk, find_axes, resize, shrink
 from kdjax.prune.masks import apply_masks, make_masks, measure_sparsity
 from kdjax.prune.patterns import block, each_output, n_m, unstructured
-from kdjax.prune.schedules import Cubic, OneShot, Schedule, cubic, one_shot
+from kdjax.prune.regrow import hold, regrow, straight_through_masks
+from kdjax.prune.schedules import (
+  Cubic,
+  OneShot,
+  Periodic,
+  Schedule,
+  cubic,
+  one_shot,
+  periodic,
+)
 from kdjax.prune.shrink import (
   Axis,
   Units,
@@ -23,6 +32,7 @@ __all__ = [
   "Axis",
   "Cubic",
   "OneShot",
+  "Periodic",
   "PruneState",
   "Schedule",
   "Shrunk",
@@ -39,6 +49,7 @@ __all__ = [
   "find_masks",
   "fisher",
   "global_sparsity",
+  "hold",
   "magnitude",
   "make_masks",
   "mask_axes",
@@ -46,12 +57,15 @@ __all__ = [
   "movement",
   "n_m",
   "one_shot",
+  "periodic",
   "prune",
   "random",
+  "regrow",
   "resize",
   "saliency",
   "shrink",
   "sparse_gpt",
+  "straight_through_masks",
   "take_axes",
   "take_layers",
   "uniform",

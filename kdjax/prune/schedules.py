@@ -62,6 +62,26 @@ class Cubic(NamedTuple):
     return jnp.where(step < self.start, jnp.float32(0), value)
 
 
+class Periodic(NamedTuple):
+  """The same share of what is left, again and again. Made by `periodic`."""
+
+  start: int
+  every: int
+  rounds: int
+  final: float
+
+  def is_update(self, step: Step) -> Array:
+    """True at start, start + every, ..., as often as there are rounds."""
+    since = jnp.asarray(step) - self.start
+    return (since >= 0) & (since % self.every == 0) & (since // self.every < self.rounds)
+
+  def sparsity(self, step: Step) -> Array:
+    """0 before the first round, exactly `final` from the last one on."""
+    done = jnp.clip((jnp.asarray(step) - self.start) // self.every + 1, 0, self.rounds)
+    value = 1 - (1 - self.final) ** (done / self.rounds)
+    return jnp.where(done == self.rounds, jnp.float32(self.final), value.astype(jnp.float32))
+
+
 def one_shot(final: float, *, step: int = 0) -> OneShot:
   """Prunes once, to the final sparsity.
 
@@ -129,6 +149,43 @@ def cubic(final: float, *, start: int, end: int, every: int = 1, initial: float 
     raise ValueError(f"every must be at least 1, got {every}")
   start, end, every = (operator.index(step) for step in (start, end, every))
   return Cubic(start, end, every, float(initial), float(final))
+
+
+def periodic(final: float, *, every: int, rounds: int, start: int = 0) -> Periodic:
+  r"""Removes the same share of the weights that are left in every round.
+
+  After round k of n: $s_k = 1 - (1 - s_f)^{k / n}$.
+
+  Args:
+    final: $s_f$, fraction removed after the last round, in [0, 1).
+    every: steps between rounds, at least 1.
+    rounds: n >= 1.
+    start: the step of the first round, counted from 0.
+
+  Returns:
+    Periodic.
+
+  Raises:
+    ValueError: if an argument lies outside its range.
+
+  Example:
+    >>> schedule = periodic(0.75, every=10, rounds=2)
+    >>> [(step, float(schedule.sparsity(step))) for step in range(40) if schedule.is_update(step)]
+    [(0, 0.5), (10, 0.75)]
+
+  Reference:
+    J. Frankle, M. Carbin, The Lottery Ticket Hypothesis, ICLR 2019, arXiv:1803.03635 (iterative
+    pruning, which rewinds the weights after each round: see `hold`).
+  """
+  _check_fraction("final", final)
+  if final == 1:
+    raise ValueError("final must be less than 1: no share of the rest, however often, is all of it")
+  if every < 1 or rounds < 1 or start < 0:
+    raise ValueError(
+      f"need every >= 1, rounds >= 1 and start >= 0, got {every}, {rounds} and {start}"
+    )
+  start, every, rounds = (operator.index(n) for n in (start, every, rounds))
+  return Periodic(start, every, rounds, float(final))
 
 
 def _check_fraction(name: str, value: float) -> None:

@@ -10,7 +10,7 @@ any function. From there on shrinking is four pure functions on trees, run on th
   smaller = take_axes(params, axes, keep)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +97,13 @@ def axis_sizes(params: Params, axes: Params) -> dict[str, int]:
   return sizes
 
 
-def axis_scores(params: Params, axes: Params, scores: Params) -> dict[str, Array]:
+def axis_scores(
+  params: Params,
+  axes: Params,
+  scores: Params,
+  *,
+  reduce_fn: Callable[..., Array] = jnp.sum,
+) -> dict[str, Array]:
   r"""The importance of every unit of every named axis.
 
   $s_u = \sum_{a} \sum_{i \in u} \mathrm{score}(a_i)$ over all arrays a that hold entries of unit u.
@@ -105,7 +111,11 @@ def axis_scores(params: Params, axes: Params, scores: Params) -> dict[str, Array
   Args:
     params: float arrays.
     axes: as in `axis_sizes`.
-    scores: what a criterion (`magnitude`, `saliency`) made of `params`.
+    scores: what a criterion made of `params`: `magnitude` (L1), `saliency` or `fisher` (Taylor of
+      first and second order), `wanda` (activations).
+    reduce_fn: how the sums of the arrays, float32 `[arrays, units]`, become one: `jnp.sum`; or
+      `jnp.prod`, which looks ahead: a unit counts by what goes in times what goes out of it.
+      Called with `axis=0`.
 
   Returns:
     float32 `[units]` by name.
@@ -123,20 +133,21 @@ def axis_scores(params: Params, axes: Params, scores: Params) -> dict[str, Array
   Reference:
     H. Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710 (with
     magnitudes), summed over all coupled arrays as in G. Fang et al., DepGraph, CVPR 2023,
-    arXiv:2301.12900.
+    arXiv:2301.12900; S. Park et al., Lookahead: A Far-Sighted Alternative of Magnitude-based
+    Pruning, ICLR 2020, arXiv:2002.04809 (the product, of single weights there).
   """
   sizes = axis_sizes(params, axes)
   values = jax.tree.leaves(scores)
   if [jnp.shape(v) for v in values] != [jnp.shape(p) for p in jax.tree.leaves(params)]:
     raise ValueError("scores must have the shapes of params")
-  totals = {name: jnp.zeros([units], jnp.float32) for name, units in sizes.items()}
+  totals: dict[str, list[Array]] = {name: [] for name in sizes}
   for place in _places(params, axes):
     value = jnp.moveaxis(jnp.asarray(values[place.leaf], jnp.float32), place.axis, 0)
     value = value.reshape(value.shape[0], -1).sum(axis=1)
     # What belongs to none goes to one unit more, which is left out.
     of = np.where(place.of < 0, place.units, place.of)
-    totals[place.name] += jax.ops.segment_sum(value, of, place.units + 1)[:-1]
-  return totals
+    totals[place.name].append(jax.ops.segment_sum(value, of, place.units + 1)[:-1])
+  return {name: reduce_fn(jnp.stack(parts), axis=0) for name, parts in totals.items()}
 
 
 def choose(scores: Mapping[str, Array], keep: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -22,20 +22,24 @@ class PruneState(NamedTuple):
   Attributes:
     count: int32 [], steps seen.
     masks: bool, shaped like params, True where a weight stays.
+    scores: float32, shaped like params, the sums of a criterion on gradients; () without one.
   """
 
   count: Array  # type: ignore[assignment]
   masks: Params
+  scores: Params = ()
 
 
 def prune(
   schedule: Schedule,
   *,
   criterion: Callable[[Params], Params] = magnitude,
+  gradient_criterion: Callable[[Params, Params], Params] | None = None,
+  decay: float = 1.0,
   select: Select = is_matrix,
   pattern: Pattern = unstructured,
   distribution: Distribution = uniform,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   r"""Removes weights while training: the last link of an optax chain.
 
   $u_i \leftarrow u_i$ where the mask is True, $-p_i$ elsewhere, so that `optax.apply_updates`
@@ -46,15 +50,20 @@ def prune(
     schedule: when, and how much: `one_shot`, `cubic`, or anything with the two methods of
       `Schedule`. Its step 0 is the first update.
     criterion: `params -> scores`; the lowest are removed.
+    gradient_criterion: instead, `(params, grads) -> scores`, such as `movement`, `saliency` or
+      `fisher`, summed over the steps. It needs the gradients themselves, not what the optimizer
+      made of them: call `tx.update(grads, state, params, grad=grads)`, as the train step does.
+    decay: what the sums are multiplied with at every step, in (0, 1].
     select: which leaves take part; the others keep an all-True mask.
     pattern: as in `make_masks`.
     distribution: as in `make_masks`.
 
   Returns:
-    optax.GradientTransformation with state `PruneState(count, masks)`.
+    optax.GradientTransformationExtraArgs with state `PruneState(count, masks, scores)`.
 
   Raises:
-    ValueError: if `update` is called without params.
+    ValueError: if `decay` lies outside (0, 1]; if `update` is called without params, or without
+      `grad` where a criterion needs it.
 
   Example:
     >>> import jax.numpy as jnp, optax
@@ -70,12 +79,16 @@ def prune(
     come back within the schedule, here they do not.
   """
 
+  if not 0 < decay <= 1:
+    raise ValueError(f"decay must lie in (0, 1], got {decay}")
+
   def init(params: Params) -> PruneState:
     masks = jax.tree.map(lambda w: jnp.ones_like(w, dtype=bool), params)
-    return PruneState(jnp.zeros([], jnp.int32), masks)
+    zeros = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=jnp.float32), params)
+    return PruneState(jnp.zeros([], jnp.int32), masks, zeros if gradient_criterion else ())
 
   def fresh(state: PruneState, params: Params) -> Params:
-    scores = criterion(params)
+    scores = state.scores if gradient_criterion else criterion(params)
     scores = jax.tree.map(lambda m, s: jnp.where(m, s, -jnp.inf), state.masks, scores)
     return make_masks(
       scores,
@@ -85,18 +98,28 @@ def prune(
       distribution=distribution,
     )
 
-  def update(updates, state: PruneState, params: Params | None = None):
+  def update(updates, state: PruneState, params: Params | None = None, *, grad=None, **extra):
+    del extra
     if params is None:
       raise ValueError("prune needs params: call tx.update(grads, state, params)")
+    if gradient_criterion is not None:
+      if grad is None:
+        raise ValueError("this criterion needs tx.update(grads, state, params, grad=grads)")
+      new = gradient_criterion(params, grad)
+      state = state._replace(scores=jax.tree.map(lambda s, n: decay * s + n, state.scores, new))
     # `cond` runs one branch: other steps pay for no scores and no masks.
     masks = jax.lax.cond(
       schedule.is_update(state.count), fresh, lambda state, params: state.masks, state, params
     )
-    # params + (-params) is exactly 0.
-    updates = jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), masks, updates, params)
-    return updates, PruneState(optax.safe_increment(state.count), masks)
+    count = optax.safe_increment(state.count)
+    return zeroed(updates, masks, params), PruneState(count, masks, state.scores)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def zeroed(updates: Params, masks: Params, params: Params) -> Params:
+  """Updates after which params are exactly 0 where the mask is False: p + (-p) is."""
+  return jax.tree.map(lambda m, u, p: jnp.where(m, u, -p), masks, updates, params)
 
 
 def find_masks(opt_state: optax.OptState) -> Params:

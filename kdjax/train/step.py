@@ -48,6 +48,9 @@ def make_train_step(
   if accumulate < 1:
     raise ValueError(f"accumulate must be at least 1, got {accumulate}")
 
+  # What looks at the gradients themselves, as pruning by movement does, gets them by name.
+  update = optax.with_extra_args_support(tx).update
+
   def train_step(state, teacher_params, batch, key):
     augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
     if augment is not None:
@@ -77,7 +80,7 @@ def make_train_step(
       ((loss, sums), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
 
     loss, (totals, changes), grads = merge((loss, sums, grads))
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = update(grads, state.opt_state, state.params, grad=grads)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: Mean(totals[name], counts[name]) for name in totals}
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}

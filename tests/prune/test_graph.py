@@ -331,6 +331,8 @@ def test_units_that_are_taken_are_the_strongest():
   axes = find_axes(apply_fn, params, jnp.ones([1, 1]))
   scores = axis_scores(params, axes, magnitude(params))
   np.testing.assert_array_equal(scores["up:1"], [3, 11, 7])
+  ahead = axis_scores(params, axes, magnitude(params), reduce_fn=jnp.prod)
+  np.testing.assert_array_equal(ahead["up:1"], [2, 18, 10])
   kept = choose(scores, {"up:1": 2})
   assert kept["up:1"].tolist() == [1, 2]
   assert take_axes(params, axes, kept)["up"].tolist() == [[9.0, 5.0]]

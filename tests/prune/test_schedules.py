@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.prune.schedules import cubic, one_shot
+from kdjax.prune.schedules import cubic, one_shot, periodic
 
 
 @hypothesis.settings(deadline=None, max_examples=60)
@@ -56,9 +56,22 @@ def test_one_shot_prunes_once_and_in_jit():
   assert float(schedule.sparsity(7)) == np.float32(0.7)
 
 
+def test_periodic_removes_the_same_share_of_what_is_left():
+  schedule = periodic(0.9, every=5, rounds=4, start=3)
+  steps = np.arange(40)
+  updates = [bool(jax.jit(schedule.is_update)(step)) for step in steps]
+  assert np.flatnonzero(updates).tolist() == [3, 8, 13, 18]
+  left = np.array([1 - float(schedule.sparsity(step)) for step in steps])
+  np.testing.assert_allclose(left[[3, 8, 13, 18]], 0.1 ** np.array([0.25, 0.5, 0.75, 1]), rtol=1e-5)
+  assert np.all(left[:3] == 1)
+  assert np.all(left[18:] == 1 - float(np.float32(0.9)))
+
+
 @pytest.mark.parametrize(
   ("make", "match"),
   [
+    (lambda: periodic(1.0, every=1, rounds=1), "less than 1"),
+    (lambda: periodic(0.5, every=0, rounds=1), "every"),
     (lambda: one_shot(1.5), "final must lie"),
     (lambda: one_shot(0.5, step=-1), "negative"),
     (lambda: cubic(0.5, start=5, end=4), "start <= end"),
