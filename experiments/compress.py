@@ -90,7 +90,7 @@ def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
       prune.Config(str(paths["distilled"]), teacher, config.distill, config.prune, recovery),
       paths["pruned"],
     )
-    quantize.run(quantize.Config(str(paths["pruned"]), seed), paths["int8"])
+    quantize.run(quantize.Config(str(paths["pruned"]), seed=seed), paths["int8"])
     for stage, path in paths.items():
       stages[stage].append(path)
   folders = {"teacher": [teacher_dir], **stages}

@@ -335,9 +335,9 @@ def _print_result(result: dict[str, Any]) -> None:
 
 
 def _float_view(params: Params) -> Params:
-  """Parameters as the numbers they stand for: a QTensor is its int8 values, its scales overhead."""
+  """Parameters as the numbers they stand for: a QTensor is its weights, its scales overhead."""
   return jax.tree.map(
-    lambda x: x.values if quant.is_qtensor(x) else x, params, is_leaf=quant.is_qtensor
+    lambda x: quant.dequantize(x) if quant.is_qtensor(x) else x, params, is_leaf=quant.is_qtensor
   )
 
 

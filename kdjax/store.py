@@ -1,8 +1,8 @@
 """Compressed checkpoints: safetensors files that are as small as the model really is.
 
 A file holds nested dicts of arrays and `QTensor`s. Leaves with many zeros are stored as a bitmap
-and the values that are left, where that is smaller. Reading one never runs code, and a checksum
-over everything is verified.
+and the values that are left, where that is smaller; int4 two to a byte. Reading one never runs
+code, and a checksum over everything is verified.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import safetensors.numpy
 from kdjax.quant.qtensor import QTensor
 from kdjax.types import Params
 
-FORMAT = "kdjax-store/1"
+FORMAT = "kdjax-store/2"
 _PREFIX = "kdjax."  # Header keys of ours; the caller's metadata must not start with it.
 _CODES = {
   "BOOL": np.bool_,
@@ -43,6 +43,8 @@ _CODES = {
   "F64": np.float64,
 }
 _DTYPES = {code: np.dtype(dtype) for code, dtype in _CODES.items()}
+_INT4 = np.dtype(ml_dtypes.int4)  # Has no code of its own: two of them are a byte.
+_PARTS = ("values", "scale", "zero")  # Of a QTensor.
 _Tensors = dict[str, np.ndarray]
 
 
@@ -59,7 +61,8 @@ def save_params(
 ) -> int:
   """Writes params to one safetensors file, atomically.
 
-  A leaf of n numbers of b bytes, k of them not zero, takes `min(n b, ceil(n / 8) + k b)` bytes.
+  A leaf of n numbers of b bytes, k of them not zero, takes `min(n b, ceil(n / 8) + k b)` bytes; an
+  int4 is half a byte.
   "Zero" means all bits zero, so that -0.0 survives.
 
   Args:
@@ -173,23 +176,26 @@ def _encode(params: Params, metadata: dict[str, str], masks: Params | None) -> b
       raise ValueError(f"metadata must be strings, not named {_PREFIX}*: {key!r}: {value!r}")
   leaves, empty = _flatten(params)
   kept = None if masks is None else _flatten_masks(masks, leaves)
-  layout: dict[str, Any] = {"leaves": [], "shapes": {}, "sparse": [], "empty": empty}
+  layout: dict[str, Any] = {"leaves": [], "shapes": {}, "sparse": [], "int4": [], "empty": empty}
   layout["masked"] = None if kept is None else []
   tensors: _Tensors = {}
 
   def put(name: str, array: np.ndarray) -> None:
     if name in tensors:
       raise ValueError(f"two tensors would be named {name!r}")
-    tensors[name] = array
+    tensors[name] = _pack(array) if array.dtype == _INT4 else array
 
   for path, leaf in leaves.items():
     name = "/".join(path)
-    quantized = isinstance(leaf, QTensor)
-    layout["leaves"].append([list(path), quantized])
-    parts = {f"{name}.values": leaf.values, f"{name}.scale": leaf.scale} if quantized else None
-    for index, (part, value) in enumerate((parts or {name: leaf}).items()):
+    present_parts = [p for p in _PARTS if getattr(leaf, p, None) is not None]
+    kinds = present_parts if isinstance(leaf, QTensor) else []
+    layout["leaves"].append([list(path), kinds])
+    parts = {f"{name}.{kind}": getattr(leaf, kind) for kind in kinds} or {name: leaf}
+    for index, (part, value) in enumerate(parts.items()):
       array = _to_numpy(part, value)
       layout["shapes"][part] = list(array.shape)
+      if array.dtype == _INT4:
+        layout["int4"].append(part)
       mask = None if kept is None or index else kept[path]
       present = _nonzero(array)
       if mask is not None and not mask.all():
@@ -197,7 +203,7 @@ def _encode(params: Params, metadata: dict[str, str], masks: Params | None) -> b
           raise ValueError(f"{name}: a weight that its mask removes is not 0; apply_masks first")
         present = mask
         layout["masked"].append(part)
-      elif -(-array.size // 8) + int(present.sum()) * array.itemsize >= array.nbytes:
+      elif -(-array.size // 8) + _size(int(present.sum()), array) >= _size(array.size, array):
         put(part, array)
         continue
       layout["sparse"].append(part)
@@ -259,11 +265,14 @@ def _decode(tensors: _Tensors, layout: dict[str, Any]) -> _Tensors:
   """The tensors of the leaves, in full."""
   arrays = {}
   for name, shape in layout["shapes"].items():
+    is_int4 = name in layout["int4"]
     if name not in layout["sparse"]:
-      arrays[name] = tensors[name].reshape(shape)
+      stored = tensors[name]
+      arrays[name] = (_unpack(stored, math.prod(shape)) if is_int4 else stored).reshape(shape)
       continue
-    values = tensors[f"{name}.nonzero"]
     present = _bits(tensors[f"{name}.bitmap"], math.prod(shape))
+    values = tensors[f"{name}.nonzero"]
+    values = _unpack(values, int(present.sum())) if is_int4 else values
     if int(present.sum()) != values.size:
       raise ValueError(f"{name}: {values.size} values for {int(present.sum())} places")
     flat = np.zeros(present.size, values.dtype)
@@ -273,13 +282,13 @@ def _decode(tensors: _Tensors, layout: dict[str, Any]) -> _Tensors:
 
 
 def _nest(layout: dict[str, Any], arrays: _Tensors, leaf: Callable[..., Any]) -> Params:
-  """Nested dicts from paths; `leaf` gets the tensor of a leaf, or the two of a `QTensor`."""
+  """Nested dicts from paths; `leaf` gets the tensor of a leaf, or those of a `QTensor`."""
   root: dict[str, Any] = {}
   for path in layout["empty"]:
     _at(root, path)
-  for path, quantized in layout["leaves"]:
+  for path, kinds in layout["leaves"]:
     name = "/".join(path)
-    names = [f"{name}.values", f"{name}.scale"] if quantized else [name]
+    names = [f"{name}.{kind}" for kind in kinds] or [name]
     _at(root, path[:-1])[path[-1]] = leaf(*(arrays[part] for part in names))
   return root
 
@@ -295,7 +304,27 @@ def _leaf(*arrays: np.ndarray) -> Any:
     jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
     for array in arrays
   ]
-  return QTensor(*ready) if len(ready) == 2 else ready[0]
+  return QTensor(*ready) if len(ready) > 1 else ready[0]
+
+
+def _size(count: int, array: np.ndarray) -> int:
+  """Bytes that so many of its numbers take."""
+  return -(-count // 2) if array.dtype == _INT4 else count * array.itemsize
+
+
+def _pack(values: np.ndarray) -> np.ndarray:
+  """int4 `[...]` to uint8 `[ceil(n / 2)]`, the first of two in the low bits."""
+  flat = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
+  flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+  return flat[::2] | (flat[1::2] << 4)
+
+
+def _unpack(packed: np.ndarray, size: int) -> np.ndarray:
+  """The other way round: int4 `[size]`."""
+  if packed.dtype != np.uint8 or packed.size != -(-size // 2):
+    raise ValueError(f"{packed.size} bytes for {size} int4")
+  pairs = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[:size].astype(np.int8)
+  return ((pairs ^ 8) - 8).astype(_INT4)
 
 
 def _bits(packed: np.ndarray, size: int) -> np.ndarray:
@@ -313,7 +342,7 @@ def _nonzero(array: np.ndarray) -> np.ndarray:
 def _to_numpy(name: str, leaf: Any) -> np.ndarray:
   if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
     raise ValueError(f"{name}: cannot store a {type(leaf).__name__}; leaves must be arrays")
-  if leaf.dtype not in _DTYPES.values():
+  if leaf.dtype != _INT4 and leaf.dtype not in _DTYPES.values():
     raise ValueError(f"{name}: cannot store {leaf.dtype}; one of {sorted(map(str, _CODES))}")
   return np.asarray(leaf)
 

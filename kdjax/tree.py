@@ -66,5 +66,10 @@ def count_nonzero(tree: Params) -> int:
 
 
 def count_bytes(tree: Params) -> int:
-  """Bytes the tree's arrays take in memory."""
-  return sum(math.prod(jnp.shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  """Bytes the tree's arrays take; two int4 to a byte, as they are stored."""
+
+  def bits(dtype: Any) -> int:
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize
+
+  leaves = jax.tree.leaves(tree)
+  return sum(-(-math.prod(jnp.shape(leaf)) * bits(leaf.dtype) // 8) for leaf in leaves)

@@ -2,7 +2,13 @@
 
 from kdjax.quant.calibrate import AbsMax, absmax
 from kdjax.quant.dot import dot, straight_through_dot
-from kdjax.quant.integer import MAX_CONTRACTION, DotPlan, dot_plan, integer_dot
+from kdjax.quant.integer import (
+  MAX_AFFINE_CONTRACTION,
+  MAX_CONTRACTION,
+  DotPlan,
+  dot_plan,
+  integer_dot,
+)
 from kdjax.quant.params import (
   LeafSummary,
   contraction_axes,
@@ -16,6 +22,7 @@ from kdjax.quant.params import (
 from kdjax.quant.qtensor import QTensor, dequantize, fake_quant, is_qtensor, quantize
 
 __all__ = [
+  "MAX_AFFINE_CONTRACTION",
   "MAX_CONTRACTION",
   "AbsMax",
   "DotPlan",

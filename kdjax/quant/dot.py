@@ -38,7 +38,7 @@ def dot(x: Array, w: Array | QTensor) -> Array:
     Jacob et al., 2018, arXiv:1712.05877 (see `integer_dot`).
   """
   if isinstance(w, QTensor):
-    return integer_dot(x, w.values, w.scale, axis=0)
+    return integer_dot(x, w.values, w.scale, w.zero, axis=0)
   return jnp.dot(x, w, preferred_element_type=jnp.float32).astype(jnp.float32)
 
 

@@ -13,6 +13,8 @@ from kdjax.types import Array
 LEVELS = 127  # Symmetric int8: -128 is never used, so that -x is always representable.
 # |sum of K products| <= K 127^2, which must not exceed 2^31 - 1: K <= 133,144.
 MAX_CONTRACTION = (2**31 - 1) // LEVELS**2
+# With zero points a factor is a difference of two int8: K 127 255 <= 2^31 - 1.
+MAX_AFFINE_CONTRACTION = (2**31 - 1) // (LEVELS * 255)
 TINY = float(np.finfo(np.float32).tiny)
 
 # One row of activations, by backend: (weights below which the float product of the dequantised
@@ -37,18 +39,27 @@ class DotPlan(NamedTuple):
   reason: str
 
 
-def dot_plan(shape: tuple[int, int, int], *, backend: str | None = None) -> DotPlan:
+def dot_plan(
+  shape: tuple[int, int, int],
+  *,
+  grouped: bool = False,
+  affine: bool = False,
+  backend: str | None = None,
+) -> DotPlan:
   """How `[M, K] x [K, N]` with an int8 weight is computed on a backend, by measurement.
 
   Args:
     shape: (M, K, N): rows of activations, contraction, outputs.
+    grouped: whether scales vary along the contraction: they cannot be applied after the sum, so
+      that only the weight is integer.
+    affine: whether the weight has zero points.
     backend: "cpu", "gpu" or "tpu"; None for the default backend of this process.
 
   Returns:
     DotPlan. A backend nobody has measured gets the integer product, and the reason says so.
 
   Raises:
-    ValueError: if K > 133,144: `K 127^2` would overflow int32.
+    ValueError: if K > 133,144 (66,311 with zero points): the sum could overflow int32.
 
   Example:
     >>> dot_plan((256, 1024, 1024), backend="cpu").integer
@@ -59,10 +70,13 @@ def dot_plan(shape: tuple[int, int, int], *, backend: str | None = None) -> DotP
     2
   """
   rows, contraction, outputs = shape
-  if contraction > MAX_CONTRACTION:
+  if grouped:
+    return DotPlan(False, rows, "weight only: scales vary along the contraction")
+  limit = MAX_AFFINE_CONTRACTION if affine else MAX_CONTRACTION
+  if contraction > limit:
     raise ValueError(
-      f"contraction of {contraction} can overflow int32: {contraction} * 127^2 > 2^31 - 1; "
-      f"at most {MAX_CONTRACTION}"
+      f"contraction of {contraction} can overflow int32: {contraction} products of "
+      f"127 * {255 if affine else 127} exceed 2^31 - 1; at most {limit}"
     )
   backend = backend or jax.default_backend()
   if backend not in ONE_ROW:
@@ -76,41 +90,49 @@ def dot_plan(shape: tuple[int, int, int], *, backend: str | None = None) -> DotP
   return DotPlan(True, padded, f"integer, one row padded to {padded} (measured)")
 
 
-def symmetric_scale(x: Array, *, axis: int | tuple[int, ...] | None) -> Array:
-  """`max |x| / 127` over `axis` (kept with size 1), at least the smallest normal float32.
+def symmetric_scale(x: Array, *, axis: int | tuple[int, ...] | None, levels: int = LEVELS) -> Array:
+  """`max |x| / levels` over `axis` (kept with size 1), at least the smallest normal float32.
 
   The floor gives all-zero channels a scale that maps them to 0 and back; NaN stays NaN.
   """
   absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True, initial=0.0)
-  return jnp.maximum(absmax / LEVELS, TINY)
+  return jnp.maximum(absmax / levels, TINY)
 
 
-def to_int8(x: Array, scale: Array) -> Array:
-  """`clip(round(x / scale), -127, 127)`, halves to even; NaN becomes 0 (its scale must tell)."""
-  levels = jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -LEVELS, LEVELS)
-  return jnp.where(jnp.isnan(levels), 0.0, levels).astype(jnp.int8)
+def spread(per: Array, shape: tuple[int, ...]) -> Array:
+  """Scales repeated over their groups, until every axis has size 1 or that of `shape`."""
+  for axis, (has, needs) in enumerate(zip(per.shape, shape, strict=True)):
+    if has not in (1, needs):
+      per = jnp.repeat(per, needs // has, axis=axis)
+  return per
 
 
-def integer_dot(x: Array, values: Array, scale: Array, *, axis: int) -> Array:
+def integer_dot(
+  x: Array, values: Array, scale: Array, zero: Array | None = None, *, axis: int
+) -> Array:
   r"""`x` times an int8 matrix, its activations quantised row by row as they come.
 
   $y_{mn} = s^x_m s_n \sum_k \hat x_{mk} v_{kn}$ with $s^x_m = \max_k |x_{mk}| / 127$ and
   $\hat x_{mk} = \mathrm{round}(x_{mk} / s^x_m)$; the sum is int8 by int8 into int32, exact.
-  `dot_plan` may choose the float product of the dequantised weight instead.
+  `dot_plan` may choose the float product of the dequantised weight instead. With zero points $z_n$
+  the sum is $\sum_k \hat x_{mk} v_{kn} - z_n \sum_k \hat x_{mk}$.
 
   The gradient is straight-through: that of the float product `x (s v)`, to `x` and to `scale`.
 
   Args:
     x: float `[..., K]`.
-    values: int8 `[K, N]` (axis 0) or `[N, K]` (axis 1), in [-127, 127].
-    scale: float32, one per output: `[1, N]` or `[N, 1]`, or `[1, 1]`.
+    values: int8 or int4 `[K, N]` (axis 0) or `[N, K]` (axis 1).
+    scale: float32, one per output: `[1, N]` or `[N, 1]`, or `[1, 1]`; with groups along the
+      contraction `[G, N]` or `[N, G]`.
+    zero: int8 of the shape of `scale`; None for a symmetric weight.
     axis: which axis of `values` is contracted: 0 or 1.
 
   Returns:
     float32 `[..., N]`. A row of `x` that holds a NaN gives a row of NaN.
 
   Raises:
-    ValueError: if shapes do not fit, or K > 133,144 (int32 could overflow).
+    ValueError: if shapes do not fit, or int32 could overflow: K > 133,144, with zero points
+      66,311.
 
   Example:
     >>> import jax.numpy as jnp
@@ -125,17 +147,23 @@ def integer_dot(x: Array, values: Array, scale: Array, *, axis: int) -> Array:
   """
   if values.ndim != 2 or x.ndim < 1 or x.shape[-1] != values.shape[axis]:
     raise ValueError(f"cannot contract x {x.shape} with axis {axis} of an int8 {values.shape}")
-  outputs = values.shape[1 - axis]
-  if scale.ndim != 2 or scale.shape[axis] != 1 or scale.shape[1 - axis] not in (1, outputs):
+  outputs, inputs = values.shape[1 - axis], x.shape[-1]
+  groups = scale.shape[axis] if scale.ndim == 2 else 0
+  fits = groups == 1 or (1 < groups < inputs and inputs % groups == 0)
+  if not fits or scale.shape[1 - axis] not in (1, outputs):
     raise ValueError(
-      f"scale {scale.shape} of an int8 {values.shape} must have size 1 along the contraction "
-      f"axis {axis}: a scale that varies there cannot be applied after the sum"
+      f"scale {scale.shape} does not fit an int8 {values.shape}: along the contraction axis {axis} "
+      "it must have one entry, or one for each group of entries; along the other one, or all"
     )
-  plan = dot_plan((math.prod(x.shape[:-1]), x.shape[-1], outputs))
+  plan = dot_plan(
+    (math.prod(x.shape[:-1]), x.shape[-1], outputs),
+    grouped=groups != 1,
+    affine=zero is not None,
+  )
   x = x.astype(jnp.float32)
   if not plan.integer:
-    return _float_dot(x, values, scale, axis)
-  return _straight_through(x, values, scale, axis, plan.rows)
+    return _float_dot(x, values, scale, zero, axis)
+  return _straight_through(x, values, scale, zero, axis, plan.rows)
 
 
 def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
@@ -143,34 +171,45 @@ def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
   return jax.lax.dot_general(x, values, dims, preferred_element_type=dtype)
 
 
-def _float_dot(x: Array, values: Array, scale: Array, axis: int) -> Array:
-  y = _contract(x, values.astype(jnp.float32), axis, jnp.float32)
+def _float_dot(x: Array, values: Array, scale: Array, zero: Array | None, axis: int) -> Array:
+  weight = values.astype(jnp.float32)
+  if zero is not None:
+    weight = weight - spread(zero, weight.shape).astype(jnp.float32)
+  if scale.shape[axis] != 1:
+    return _contract(x, weight * spread(scale, weight.shape), axis, jnp.float32)
+  y = _contract(x, weight, axis, jnp.float32)
   return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _straight_through(x: Array, values: Array, scale: Array, axis: int, rows: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _straight_through(
+  x: Array, values: Array, scale: Array, zero: Array | None, axis: int, rows: int
+) -> Array:
   flat = x.reshape(-1, x.shape[-1])
   row_scale = symmetric_scale(flat, axis=-1)
   # Never beyond 127.0001 in size, so no clipping; a reciprocal a row, not a division an entry.
   quantized = jnp.round(flat * (1 / row_scale)).astype(jnp.int8)
   if rows > flat.shape[0]:
     quantized = jnp.pad(quantized, ((0, rows - flat.shape[0]), (0, 0)))
-  total = _contract(quantized, values, axis, jnp.int32)[: flat.shape[0]]
-  y = total.astype(jnp.float32) * (row_scale * scale.reshape(1, -1))
+  total = _contract(quantized, values.astype(jnp.int8), axis, jnp.int32)
+  if zero is not None:
+    sums = jnp.sum(quantized, axis=-1, keepdims=True, dtype=jnp.int32)
+    total = total - sums * zero.reshape(1, -1).astype(jnp.int32)
+  y = total[: flat.shape[0]].astype(jnp.float32) * (row_scale * scale.reshape(1, -1))
   return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _forward(x: Array, values: Array, scale: Array, axis: int, rows: int):
-  return _straight_through(x, values, scale, axis, rows), (x, values, scale)
+def _forward(x: Array, values: Array, scale: Array, zero: Array | None, axis: int, rows: int):
+  return _straight_through(x, values, scale, zero, axis, rows), (x, values, scale, zero)
 
 
 def _backward(axis: int, rows: int, residuals, cotangent: Array):
   del rows
-  x, values, scale = residuals
-  _, pull = jax.vjp(lambda x, scale: _float_dot(x, values, scale, axis), x, scale)
+  x, values, scale, zero = residuals
+  _, pull = jax.vjp(lambda x, scale: _float_dot(x, values, scale, zero, axis), x, scale)
   dx, dscale = pull(cotangent)
-  return dx, np.zeros(values.shape, jax.dtypes.float0), dscale
+  none = jax.tree.map(lambda z: np.zeros(z.shape, jax.dtypes.float0), (values, zero))
+  return dx, none[0], dscale, none[1]
 
 
 _straight_through.defvjp(_forward, _backward)

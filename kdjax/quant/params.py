@@ -49,9 +49,12 @@ def quantize_params(
   *,
   select: Select = is_weight,
   axis_rule: AxisRule = contraction_axes,
+  bits: int = 8,
+  group: int | None = None,
+  affine: bool = False,
   rest_dtype: Any = None,
 ) -> Params:
-  r"""Post-training int8 of every selected leaf; the other floats may be halved.
+  r"""Post-training int8 or int4 of every selected leaf; the other floats may be halved.
 
   $w \to (v, s)$ with $s = \max |w| / 127$ over the leaf's contraction axes, see `quantize`.
 
@@ -60,6 +63,10 @@ def quantize_params(
     select: which leaves; biases, norms and integers are left out by default. Select by name to
       keep a sensitive leaf in float.
     axis_rule: `(path, leaf) -> axes` over which a leaf shares one scale.
+    bits: 8 or 4; call it twice with different `select` for some of each.
+    group: entries along the contraction that share a scale. Leaves that it does not divide, or that
+      are contracted over several axes, keep one scale a channel: the summary tells.
+    affine: as in `quantize`.
     rest_dtype: what the other float leaves become, such as `jnp.float16`, whose 11 bits are plenty
       for tables of positions, biases and norms; None leaves them as they are.
 
@@ -88,7 +95,10 @@ def quantize_params(
       return leaf if rest_dtype is None or not floating else jnp.asarray(leaf, rest_dtype)
     if not floating:
       raise ValueError(f"cannot quantise {'/'.join(path)}: it is {jnp.result_type(leaf).name}")
-    return quantize(leaf, axis=axis_rule(path, leaf))
+    axis = axis_rule(path, leaf)
+    axes = (axis,) if isinstance(axis, int) else axis
+    divides = group is not None and len(axes) == 1 and leaf.shape[axes[0]] % group == 0
+    return quantize(leaf, axis=axis, bits=bits, group=group if divides else None, affine=affine)
 
   return map_with_path(convert, params, is_leaf=is_qtensor)
 
@@ -106,11 +116,11 @@ class LeafSummary(NamedTuple):
   Attributes:
     path: names from the root, joined by "/".
     shape: of the weight.
-    quantized: whether it is int8.
+    quantized: whether its values are integers.
     reason: how it was quantised, or why it was not.
     product: how a product with it is computed, and why.
     bytes_before: as float32 (or as it is, if not quantised).
-    bytes_after: of values and scales.
+    bytes_after: of values, scales and zeros, as stored.
   """
 
   path: str
@@ -133,7 +143,7 @@ def summarize_quantized(
     backend: "cpu", "gpu" or "tpu"; None for the default backend.
 
   Returns:
-    LeafSummary per leaf, in the tree's order. Bytes are those of the arrays in memory.
+    LeafSummary per leaf, in the tree's order.
 
   Example:
     >>> import jax.numpy as jnp
@@ -154,7 +164,7 @@ def format_quantized(rows: list[LeafSummary]) -> str:
     >>> import jax.numpy as jnp
     >>> print(format_quantized(summarize_quantized({"bias": jnp.ones([2])})))
     bias   [2]  float  fewer than two axes           8 ->          8 B
-    total: 0 of 1 leaves int8, 8 -> 8 B
+    total: 0 of 1 leaves integer, 8 -> 8 B
   """
   width = max([len(row.path) for row in rows] + [6])
   shapes = [str(list(row.shape)) for row in rows]
@@ -162,13 +172,13 @@ def format_quantized(rows: list[LeafSummary]) -> str:
   notes = [row.reason + (f"; {row.product}" if row.product else "") for row in rows]
   note_width = max([len(note) for note in notes] + [0])
   lines = [
-    f"{row.path:<{width}} {shape:<{shape_width}}  {'int8 ' if row.quantized else 'float'}  "
+    f"{row.path:<{width}} {shape:<{shape_width}}  {'int  ' if row.quantized else 'float'}  "
     f"{note:<{note_width}}  {row.bytes_before:>10} -> {row.bytes_after:>10} B"
     for row, shape, note in zip(rows, shapes, notes, strict=True)
   ]
   before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
   count = sum(row.quantized for row in rows)
-  return "\n".join([*lines, f"total: {count} of {len(rows)} leaves int8, {before} -> {after} B"])
+  return "\n".join([*lines, f"total: {count} of {len(rows)} leaves integer, {before} -> {after} B"])
 
 
 def _summarize(path: Path, leaf: Any, rows: int, backend: str | None) -> LeafSummary:
@@ -177,18 +187,19 @@ def _summarize(path: Path, leaf: Any, rows: int, backend: str | None) -> LeafSum
     nbytes = math.prod(shape) * jnp.result_type(leaf).itemsize
     reason = _refusal(path, leaf) or "not selected"
     return LeafSummary(name, shape, False, reason, "", nbytes, nbytes)
-  reason = f"int8, {leaf.scale.size} scales"
+  reason = f"int{leaf.bits}, {leaf.scale.size} scales" + ("" if leaf.zero is None else " and zeros")
   return LeafSummary(
     name, shape, True, reason, _product(leaf, rows, backend), 4 * leaf.size, leaf.nbytes
   )
 
 
 def _product(leaf: QTensor, rows: int, backend: str | None) -> str:
-  """How `dot` or `rdot` multiplies with it; a scale along both axes serves neither."""
-  if leaf.ndim == 2 and leaf.scale.shape[0] == 1:
-    return dot_plan((rows, leaf.shape[0], leaf.shape[1]), backend=backend).reason
-  if leaf.ndim == 2 and leaf.scale.shape[1] == 1:
-    return dot_plan((rows, leaf.shape[1], leaf.shape[0]), backend=backend).reason
+  """How `dot` or `rdot` multiplies with it; a scale for every entry of an axis serves neither."""
+  for axis in range(2):
+    if leaf.ndim == 2 and leaf.scale.shape[axis] < leaf.shape[axis]:
+      grouped, affine = leaf.scale.shape[axis] > 1, leaf.zero is not None
+      shape = (rows, leaf.shape[axis], leaf.shape[1 - axis])
+      return dot_plan(shape, grouped=grouped, affine=affine, backend=backend).reason
   return "dequantised before the product"
 
 
@@ -196,7 +207,7 @@ def _refusal(path: Path, leaf: Any) -> str | None:
   """Why the default selection leaves a leaf in float; None if it does not."""
   del path
   if is_qtensor(leaf):
-    return "already int8"
+    return "already quantised"
   if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
     return f"{jnp.result_type(leaf).name} is no float"
   return None if jnp.ndim(leaf) >= 2 else "fewer than two axes"

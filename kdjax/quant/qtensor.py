@@ -1,4 +1,4 @@
-"""`QTensor`: int8 values and their float32 scales, standing where a float weight stood."""
+"""`QTensor`: int8 or int4 values and their float32 scales, standing where a float weight stood."""
 
 import dataclasses
 import math
@@ -6,23 +6,25 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kdjax.quant.integer import LEVELS, integer_dot, symmetric_scale, to_int8
+from kdjax.quant.integer import TINY, integer_dot, spread, symmetric_scale
 from kdjax.types import Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-  """A weight as int8: `w = values * scale`.
+  """A weight as int8 or int4: `w = (values - zero) * scale`.
 
-  A pytree of two arrays. To any JAX function it looks like the float32 array it stands for, because
-  `__jax_array__` dequantises: stock Linen layers take it unchanged. `kdjax.quant.dot` and `rdot`
-  multiply it in integers instead.
+  A pytree of two or three arrays. To any JAX function it looks like the float32 array it stands
+  for, because `__jax_array__` dequantises: stock Linen layers take it unchanged. `kdjax.quant.dot`
+  and `rdot` multiply it in integers instead.
 
   Attributes:
-    values: int8 `[...]`, in [-127, 127].
-    scale: float32 of the same rank, each axis of size 1 or as `values`'. An axis of size 1 shares
-      one scale: `[1, out]` for a kernel `[in, out]`, `[V, 1]` for a table `[V, d]`.
+    values: int8 or int4 `[...]`; a symmetric weight never uses the least number, -128 or -8.
+    scale: float32 of the same rank. An axis of size 1 shares one scale: `[1, out]` for a kernel
+      `[in, out]`, `[V, 1]` for a table `[V, d]`; an axis of size G has one for each of G groups of
+      consecutive entries.
+    zero: int8 of the shape of `scale`, the value that stands for 0; None for a symmetric weight.
 
   Example:
     >>> import jax.numpy as jnp
@@ -35,6 +37,7 @@ class QTensor:
 
   values: Array
   scale: Array
+  zero: Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -57,28 +60,47 @@ class QTensor:
     return jnp.dtype(jnp.float32)
 
   @property
+  def bits(self) -> int:
+    """Of a value: 8 or 4."""
+    return jnp.iinfo(self.values.dtype).bits
+
+  @property
   def nbytes(self) -> int:
-    """Bytes that values and scales take."""
-    return self.values.size * self.values.dtype.itemsize + self.scale.size * 4
+    """Bytes of values, scales and zeros as they are stored: two int4 to a byte.
+
+    In memory a backend may give an int4 a byte of its own, as CPUs do.
+    """
+    zeros = 0 if self.zero is None else self.zero.size
+    return -(-self.values.size * self.bits // 8) + self.scale.size * 4 + zeros
 
   def __jax_array__(self) -> Array:
     return dequantize(self)
 
   def __getitem__(self, index) -> Array:
     """`dequantize(self)[index]`, float32, dequantising only what is asked for."""
-    return self.values[index].astype(jnp.float32) * jnp.broadcast_to(self.scale, self.shape)[index]
+
+    def part(per: Array) -> Array:
+      return jnp.broadcast_to(spread(per, self.shape), self.shape)[index].astype(jnp.float32)
+
+    values = self.values[index].astype(jnp.float32)
+    return (values if self.zero is None else values - part(self.zero)) * part(self.scale)
 
   def take(self, ids: Array) -> Array:
     """Rows at `ids` int `[...]` of a table `[V, d]`: float32 `[..., d]`."""
-    rows = jnp.zeros_like(ids) if self.scale.shape[0] == 1 else ids
-    return self.values[ids].astype(jnp.float32) * self.scale[rows]
+
+    def rows(per: Array) -> Array:
+      found = per[ids // (self.shape[0] // per.shape[0])]
+      return spread(found, (*found.shape[:-1], self.shape[1])).astype(jnp.float32)
+
+    values = self.values[ids].astype(jnp.float32)
+    return (values if self.zero is None else values - rows(self.zero)) * rows(self.scale)
 
   def rdot(self, query: Array) -> Array:
     """`query @ table.T`: float `[..., d]` with a table `[V, d]` to float32 `[..., V]`.
 
-    Computed as `integer_dot`: needs a scale of size 1 along the last axis.
+    Computed as `integer_dot` over the last axis.
     """
-    return integer_dot(query, self.values, self.scale, axis=1)
+    return integer_dot(query, self.values, self.scale, self.zero, axis=1)
 
 
 def is_qtensor(x) -> bool:
@@ -87,65 +109,119 @@ def is_qtensor(x) -> bool:
 
 
 def quantize(
-  x: Array, *, axis: int | tuple[int, ...] | None, scale: Array | None = None
+  x: Array,
+  *,
+  axis: int | tuple[int, ...] | None,
+  scale: Array | None = None,
+  zero: Array | None = None,
+  bits: int = 8,
+  group: int | None = None,
+  affine: bool = False,
 ) -> QTensor:
-  r"""Symmetric int8: $v = \mathrm{clip}(\mathrm{round}(x / s), -127, 127)$, $s = \max |x| / 127$.
+  r"""Integers for floats, symmetric or affine, with a scale for each tensor, channel or group.
+
+  Symmetric: $v = \mathrm{clip}(\mathrm{round}(x / s), -l, l)$, $s = \max |x| / l$,
+  $l = 2^{b - 1} - 1$. Affine: $v = \mathrm{clip}(\mathrm{round}(x / s) + z, -l - 1, l)$,
+  $s = (x_{max} - x_{min}) / (2^b - 1)$, $z = -l - 1 - \mathrm{round}(x_{min} / s)$, where the range
+  always holds 0, so that 0 is exact.
 
   Args:
     x: float `[...]`.
     axis: the axes over which one scale is shared, those that a product will contract: 0 for a
       kernel `[in, out]` (a scale per output channel), -1 for a table `[V, d]` (a scale per row),
-      None for all axes (one scale per tensor), `()` for none. The maximum is taken over them.
-    scale: float32 broadcastable against `x`, to use instead of the maximum: a fixed range, values
-      outside `[-127 s, 127 s]` are clipped. It must be positive.
+      None for all axes (one scale per tensor), `()` for none.
+    scale: float32 broadcastable against `x`, to use instead of the range of `x`: values outside of
+      it are clipped. It must be positive.
+    zero: int, broadcastable likewise, the zero points of a given scale; None for a symmetric one.
+    bits: 8 or 4.
+    group: how many consecutive entries along the (single) axis share a scale; None for all.
+    affine: whether ranges that are not symmetric get a zero point.
 
   Returns:
-    QTensor; `scale` has size 1 along `axis` (a given one is reshaped to the rank of `x`).
-    `|x - dequantize(q)| <= s / 2` where nothing was clipped. Quantising what was dequantised gives
-    the same values. All-zero channels give 0 back. int8 has no NaN: a channel that holds a NaN (or,
-    without `scale`, an infinity) gets a NaN scale, so that all of it is visibly NaN.
+    QTensor; `scale` has size 1 (or the number of groups) along `axis`.
+    `|x - dequantize(q)| <= s / 2` where nothing was clipped (for an affine range `s`). Quantising
+    what was dequantised gives the same values. All-zero channels give 0 back. Integers have no
+    NaN: a channel that holds a NaN (or, without `scale`, an infinity) gets a NaN scale, so that all
+    of it is visibly NaN.
 
   Raises:
-    ValueError: if a given scale is not of size 1 along `axis`, or does not broadcast.
+    ValueError: if `bits` is neither 8 nor 4; if `group` does not divide the one axis; if a given
+      scale does not fit, or comes with `affine`.
 
   Example:
     >>> import jax.numpy as jnp
     >>> quantize(jnp.array([[3.0, -1.5], [0.0, 0.0]]), axis=-1).values.tolist()
     [[127, -64], [0, 0]]
+    >>> q = quantize(jnp.array([0.0, 1.5, 3.0, 30.0]), axis=0, bits=4, group=2, affine=True)
+    >>> q.values.tolist(), q.zero.tolist(), q.nbytes
+    ([-8, 7, -6, 7], [-8, -8], 12)
 
   Reference:
     B. Jacob et al., Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877; here without zero points and
-    over the restricted range [-127, 127], as their section 2.4 does for weights.
+    Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877 (symmetric: over the restricted
+    range, as their section 2.4 does for weights).
   """
   x = jnp.asarray(x)
   axes = _axes(x.ndim, axis)
+  if bits not in (4, 8):
+    raise ValueError(f"bits must be 4 or 8, got {bits}")
+  levels = 2 ** (bits - 1) - 1
+  shape = _group_shape(x.shape, axes, group)
   if scale is None:
-    scale = symmetric_scale(x, axis=axes)
+    # Groups become an axis of their own, for the time of the range.
+    parts = x if group is None else x.reshape(_split_shape(x.shape, axes[0], group))
+    inner = axes if group is None else (axes[0] + 1,)
+    if affine:
+      scale, zero = _affine_range(parts, inner, levels)
+      zero = zero.reshape(shape)
+    else:
+      scale = symmetric_scale(parts, axis=inner, levels=levels)
+    scale = scale.reshape(shape)
   else:
-    scale = _fit(jnp.asarray(scale, jnp.float32), x.shape, axes)
-    channel_nan = jnp.any(jnp.isnan(x), axis=_shared(scale, x), keepdims=True)
-    scale = jnp.where(channel_nan, jnp.nan, scale)
-  return QTensor(to_int8(x, scale), scale)
+    if affine:
+      raise ValueError("a given scale is affine by its `zero`; leave `affine` out")
+    scale = _fit(jnp.asarray(scale, jnp.float32), x.shape, shape)
+    if zero is not None:
+      zero = _fit(jnp.asarray(zero), x.shape, shape).astype(jnp.int8)
+      zero = jnp.broadcast_to(zero, scale.shape)
+    hidden = jnp.isnan(x)
+    if scale.shape != x.shape:
+      hidden = _any_of_group(hidden, scale.shape)
+    scale = jnp.where(hidden, jnp.nan, scale)
+  return QTensor(_to_integers(x, scale, zero, levels), scale, zero)
 
 
 def dequantize(q: QTensor) -> Array:
-  """`values * scale`, float32 of `q.shape`."""
-  return q.values.astype(jnp.float32) * q.scale
+  """`(values - zero) * scale`, float32 of `q.shape`."""
+  values = q.values.astype(jnp.float32)
+  if q.zero is not None:
+    values = values - spread(q.zero, q.shape).astype(jnp.float32)
+  return values * spread(q.scale, q.shape)
 
 
 def fake_quant(
-  x: Array, *, axis: int | tuple[int, ...] | None, scale: Array | None = None
+  x: Array,
+  *,
+  axis: int | tuple[int, ...] | None,
+  scale: Array | None = None,
+  zero: Array | None = None,
+  bits: int = 8,
+  group: int | None = None,
+  affine: bool = False,
 ) -> Array:
   r"""`dequantize(quantize(x))` with a straight-through gradient, for training.
 
-  $\hat x = s\,\mathrm{clip}(\mathrm{round}(x / s), -127, 127)$; the gradient to `x` is that of the
-  identity, and 0 where a fixed range clips ($|x| > 127 s$). None goes to `scale`.
+  The gradient to `x` is that of the identity, and 0 where a fixed range clips (symmetric int8:
+  $|x| > 127 s$). None goes to `scale` and `zero`.
 
   Args:
     x: float `[...]`.
     axis: as in `quantize`.
-    scale: as in `quantize`; None for the maximum of `x` itself, where nothing clips.
+    scale: as in `quantize`; None for the range of `x` itself, where nothing clips.
+    zero: as in `quantize`.
+    bits: as in `quantize`.
+    group: as in `quantize`.
+    affine: as in `quantize`.
 
   Returns:
     Same shape and dtype as `x`.
@@ -165,11 +241,17 @@ def fake_quant(
     Y. Bengio, N. Leonard, A. Courville, Estimating or Propagating Gradients Through Stochastic
     Neurons, 2013, arXiv:1308.3432; Jacob et al. 2018, section 3.
   """
-  q = quantize(x, axis=axis, scale=scale)
+  q = quantize(x, axis=axis, scale=scale, zero=zero, bits=bits, group=group, affine=affine)
   passed = x
   if scale is not None:
-    limit = LEVELS * q.scale
-    passed = jnp.where(jnp.abs(x) <= limit, x, jax.lax.stop_gradient(x))
+    levels = 2 ** (bits - 1) - 1
+    low, high = -float(levels), float(levels)
+    if q.zero is not None:
+      middle = spread(q.zero, x.shape).astype(jnp.float32)
+      low, high = -levels - 1 - middle, levels - middle
+    steps = spread(q.scale, x.shape)
+    inside = (x >= low * steps) & (x <= high * steps)
+    passed = jnp.where(inside, x, jax.lax.stop_gradient(x))
   rounded = jax.lax.stop_gradient(dequantize(q).astype(x.dtype))
   # `rounded + (x - x)` would turn an infinity into NaN and round twice: pass the gradient only.
   return _replace(passed, rounded)
@@ -195,17 +277,58 @@ def _axes(ndim: int, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
   return tuple(sorted({a % ndim for a in axes}))
 
 
-def _fit(scale: Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+def _group_shape(
+  shape: tuple[int, ...], axes: tuple[int, ...], group: int | None
+) -> tuple[int, ...]:
+  """The shape of scales."""
+  if group is None:
+    return tuple(1 if a in axes else n for a, n in enumerate(shape))
+  if len(axes) != 1 or group < 1 or shape[axes[0]] % group:
+    raise ValueError(f"group={group} must divide the one axis that shares scales, got axes {axes} "
+                     f"of {shape}")  # fmt: skip
+  return tuple(n // group if a in axes else n for a, n in enumerate(shape))
+
+
+def _split_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
+  return (*shape[:axis], shape[axis] // group, group, *shape[axis + 1 :])
+
+
+def _affine_range(x: Array, axes: tuple[int, ...], levels: int) -> tuple[Array, Array]:
+  """Scale and zero point of the least and the greatest entry."""
+  x = x.astype(jnp.float32)
+  low = jnp.min(x, axis=axes, keepdims=True, initial=0.0)
+  high = jnp.max(x, axis=axes, keepdims=True, initial=0.0)
+  scale = jnp.maximum((high - low) / (2 * levels + 1), TINY)
+  zero = jnp.clip(-levels - 1 - jnp.round(low / scale), -levels - 1, levels)
+  return scale, jnp.where(jnp.isnan(zero), 0.0, zero).astype(jnp.int8)
+
+
+def _to_integers(x: Array, scale: Array, zero: Array | None, levels: int) -> Array:
+  """Rounded to even and clipped; NaN becomes 0 (its scale must tell)."""
+  x, steps = x.astype(jnp.float32), spread(scale, x.shape)
+  if zero is None:
+    values = jnp.clip(jnp.round(x / steps), -levels, levels)
+  else:
+    values = jnp.round(x * (1 / steps)) + spread(zero, x.shape).astype(jnp.float32)
+    values = jnp.clip(values, -levels - 1, levels)
+  return jnp.where(jnp.isnan(values), 0.0, values).astype(jnp.int8 if levels > 7 else jnp.int4)
+
+
+def _fit(scale: Array, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Array:
   """A given scale at the rank of `x`, checked."""
   fitted = (1,) * (len(shape) - scale.ndim) + scale.shape
-  wanted = tuple(1 if a in axes else n for a, n in enumerate(shape))
   if len(fitted) != len(shape) or any(n not in (1, w) for n, w in zip(fitted, wanted, strict=True)):
     raise ValueError(
-      f"scale {scale.shape} does not fit x {shape} with one scale shared over axes {axes}: "
-      f"it must broadcast to {wanted}"
+      f"scale {scale.shape} does not fit x {shape} with scales {wanted}: it must broadcast to them"
     )
   return scale.reshape(fitted)
 
 
-def _shared(scale: Array, x: Array) -> tuple[int, ...]:
-  return tuple(a for a in range(x.ndim) if scale.shape[a] == 1)
+def _any_of_group(hidden: Array, shape: tuple[int, ...]) -> Array:
+  """Whether any entry is, for each scale."""
+  for axis, (has, needs) in enumerate(zip(hidden.shape, shape, strict=True)):
+    if has != needs:
+      hidden = jnp.any(
+        hidden.reshape(_split_shape(hidden.shape, axis, has // needs)), axis=axis + 1
+      )
+  return hidden

@@ -59,6 +59,13 @@ def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
   params = runs.load_model(tmp_path / "int8", flag="--").params
   leaves = jax.tree.leaves(params, is_leaf=quant.is_qtensor)
   assert any(quant.is_qtensor(leaf) for leaf in leaves)
+  config = quantize.Config(str(tmp_path / "pruned"), bits=4, rest_dtype="float16")
+  int4 = quantize.run(config, tmp_path / "int4")
+  assert int4["size"]["bytes"] < int8["size"]["bytes"]
+  config = dataclasses.replace(config, affine=True, group=2)
+  affine = quantize.run(config, tmp_path / "affine")
+  # What was pruned is still 0; what was small may have become it.
+  assert affine["size"]["nonzero"] <= pruned["size"]["nonzero"]
 
 
 def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsys):

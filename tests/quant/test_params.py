@@ -74,7 +74,7 @@ def test_summary_says_what_why_and_how_many_bytes():
   text = format_quantized(list(rows.values()))
   assert (
     text.splitlines()[-1]
-    == f"total: 2 of 5 leaves int8, {count_bytes(params)} -> {count_bytes(q)} B"
+    == f"total: 2 of 5 leaves integer, {count_bytes(params)} -> {count_bytes(q)} B"
   )
   assert len(text.splitlines()) == 6
 
