@@ -12,13 +12,16 @@ from kdjax.types import Array
 
 # (row, weights of the block, their curvature, state) -> (the row rounded, state)
 RoundRow = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+# (weights of the block, their curvature, what belongs to its rows) -> state
+Init = Callable[[Array, Array, Any], Any]
 
 
 def reconstruct(
   weights: Array,
   curvature: Array,
   round_row: RoundRow,
-  init: Callable[[Array, Array], Any],
+  init: Init,
+  rows: Any = (),
   *,
   block: int = 128,
   damping: float = 0.01,
@@ -36,7 +39,8 @@ def reconstruct(
     round_row: `(k, block_weights [b, N], block_diagonal [b], state) -> (row [N], state)`: what row
       k of the block becomes. The weights are those after all corrections so far, the diagonal is
       that of U.
-    init: `(block_weights, block_diagonal) -> state` at the start of a block.
+    init: `(block_weights, block_diagonal, block_rows) -> state` at the start of a block.
+    rows: arrays `[K, ...]` of which a block gets its own rows, such as scales.
     block: rows that are corrected one by one before the rest follows; no matter for the result but
       where a state is one of blocks.
     damping: lambda, as a share of the mean of the diagonal, >= 0.
@@ -66,7 +70,11 @@ def reconstruct(
   for start in range(0, size, block):
     stop = min(start + block, size)
     part, errors = _round_block(
-      weights[start:stop], factor[start:stop, start:stop], round_row=round_row, init=init
+      weights[start:stop],
+      factor[start:stop, start:stop],
+      jax.tree.map(lambda x, a=start, b=stop: x[a:b], rows),
+      round_row=round_row,
+      init=init,
     )
     rounded.append(part)
     tail = jnp.einsum("bk,bn->kn", factor[start:stop, stop:], errors, precision="highest")
@@ -84,7 +92,7 @@ def _inverse_factor(curvature: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("round_row", "init"))
 def _round_block(
-  weights: Array, factor: Array, *, round_row: RoundRow, init
+  weights: Array, factor: Array, rows: Any, *, round_row: RoundRow, init: Init
 ) -> tuple[Array, Array]:
   """The rows rounded, and their errors over the diagonal."""
   diagonal = jnp.diagonal(factor)
@@ -97,22 +105,25 @@ def _round_block(
     weights = weights - factor[k][:, None] * error[None]
     return weights.at[k].set(row), errors.at[k].set(error), state
 
-  start = weights, jnp.zeros_like(weights), init(weights, diagonal)
+  start = weights, jnp.zeros_like(weights), init(weights, diagonal, rows)
   rounded, errors, _ = jax.lax.fori_loop(0, weights.shape[0], step, start)
   return rounded, errors
 
 
-def on_matrix(fn: Callable[[Array], Array], weights: Array, axes: tuple[int, ...]) -> Array:
+def on_matrix(
+  fn: Callable[..., Array], weights: Array | tuple[Array, ...], axes: tuple[int, ...]
+) -> Array:
   """`fn` of a weight as `[K, N]`, its contracted axes first, and back into its own shape.
 
   Args:
-    fn: `[K, N] -> [K, N]`.
-    weights: float `[...]`.
+    fn: `[K, N], ... -> [K, N]`.
+    weights: float `[...]`, or several of one shape.
     axes: those that are contracted.
   """
-  rest = [axis for axis in range(weights.ndim) if axis not in axes]
-  order = (*axes, *rest)
-  moved = jnp.transpose(weights, order)
-  size = math.prod(weights.shape[axis] for axis in axes)
-  out = fn(moved.reshape(size, -1)).reshape(moved.shape)
-  return jnp.transpose(out, [order.index(axis) for axis in range(weights.ndim)])
+  several = weights if isinstance(weights, tuple) else (weights,)
+  shape = several[0].shape
+  order = (*axes, *(axis for axis in range(len(shape)) if axis not in axes))
+  size = math.prod(shape[axis] for axis in axes)
+  moved = [jnp.transpose(array, order) for array in several]
+  out = fn(*(array.reshape(size, -1) for array in moved)).reshape(moved[0].shape)
+  return jnp.transpose(out, [order.index(axis) for axis in range(len(shape))])

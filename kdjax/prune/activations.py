@@ -131,7 +131,8 @@ def _rule(sparsity: float, groups: tuple[int, int] | None):
   def cost(weights: Array, diagonal: Array) -> Array:
     return weights**2 / diagonal[:, None] ** 2
 
-  def init(weights: Array, diagonal: Array) -> Array:
+  def init(weights: Array, diagonal: Array, rows) -> Array:
+    del rows
     if groups is not None:
       return jnp.ones(weights.shape, bool)
     return unstructured(cost(weights, diagonal), round_count(sparsity, weights.size))

@@ -36,23 +36,28 @@ class Moments(NamedTuple):
 
   Attributes:
     total: float32 `[K, K]`, the sum of the outer products of the rows: $X^T X$.
+    sums: float32 `[K]`, the sum of the rows.
     count: float32 `[]`, how many rows.
   """
 
   total: Array
+  sums: Array
   count: Array  # type: ignore[assignment]
 
   def norms(self) -> Array:
     r"""float32 `[K]`: $\lVert X_k \rVert_2 / \sqrt{n}$, the root mean square of every input."""
     return jnp.sqrt(jnp.diagonal(self.total) / jnp.maximum(self.count, 1))
 
+  def means(self) -> Array:
+    """float32 `[K]`: the mean of every input."""
+    return self.sums / jnp.maximum(self.count, 1)
+
 
 def moments(rows: Array) -> Moments:
   """Second moments of one batch: `rows` float `[n, K]`."""
   rows = rows.astype(jnp.float32)
-  return Moments(
-    jnp.einsum("nk,nl->kl", rows, rows, precision="highest"), jnp.float32(rows.shape[0])
-  )
+  total = jnp.einsum("nk,nl->kl", rows, rows, precision="highest")
+  return Moments(total, jnp.sum(rows, axis=0), jnp.float32(rows.shape[0]))
 
 
 def observe_inputs(
