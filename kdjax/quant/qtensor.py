@@ -298,7 +298,9 @@ def _affine_range(x: Array, axes: tuple[int, ...], levels: int) -> tuple[Array, 
   x = x.astype(jnp.float32)
   low = jnp.min(x, axis=axes, keepdims=True, initial=0.0)
   high = jnp.max(x, axis=axes, keepdims=True, initial=0.0)
-  scale = jnp.maximum((high - low) / (2 * levels + 1), TINY)
+  # A whole array behind a barrier, or XLA multiplies by the reciprocal: off in the last place.
+  steps = jax.lax.optimization_barrier(jnp.full(low.shape, 2.0 * levels + 1))
+  scale = jnp.maximum((high - low) / steps, TINY)
   zero = jnp.clip(-levels - 1 - jnp.round(low / scale), -levels - 1, levels)
   return scale, jnp.where(jnp.isnan(zero), 0.0, zero).astype(jnp.int8)
 
