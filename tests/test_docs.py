@@ -34,6 +34,17 @@ def test_every_loss_has_a_textbook_version_to_race():
   assert {f"{name}_loss" for name in RACES} == {n for n in losses.__all__ if n.endswith("_loss")}
 
 
+def test_the_example_of_compression_keeps_what_was_learned():
+  from docs.examples import compress_linen
+
+  found = compress_linen.run()
+  losses_of, sizes = zip(*found.values(), strict=True)
+  assert losses_of[1] < 1.5 * losses_of[0]
+  assert losses_of[3] < 1.2 * losses_of[2] < 0.3
+  assert sizes[0] > 3 * sizes[1] > 5 * sizes[2]
+  assert sizes[3] < 4 * sizes[0] / 15
+
+
 def test_an_unknown_name_suggests_the_nearest():
   with pytest.raises(AttributeError, match="did you mean 'kl_loss'"):
     losses.kl_los  # noqa: B018

@@ -57,7 +57,7 @@ def sparse_gpt(
   params: Params,
   observed: Params,
   *,
-  sparsity: float,
+  sparsity: float = 0.5,
   groups: tuple[int, int] | None = None,
   select: Select = is_matrix,
   block: int = 128,
@@ -73,7 +73,8 @@ def sparse_gpt(
     params: any pytree of float arrays.
     observed: as in `wanda`.
     sparsity: fraction of every block of inputs to remove, in [0, 1].
-    groups: (n, m): instead, at most n of m consecutive inputs of every output stay.
+    groups: (n, m): at most n of m consecutive inputs of every output stay, and `sparsity` says
+      nothing.
     select: which leaves are pruned; the others stay as they are.
     block: inputs that are decided about together; a multiple of m.
     damping: lambda as a share of the mean of the diagonal.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from kdjax.prune.criteria import magnitude
 from kdjax.prune.shrink import Keep, Units, axis_scores, choose, take_axes
@@ -122,7 +123,7 @@ def resize(apply_fn: Apply, params: Params, keep: Keep) -> Apply:
   module refuses a kernel of another shape, a reshape names its numbers. Here the function is traced
   with the old shapes, and run with the new ones in their place. Everything happens while tracing:
   under `jit` it costs nothing. Gradients are those of the operations themselves: where the function
-  defines its own (`custom_vjp`), they are lost.
+  defines its own (`custom_vjp`), they are lost. Quantised params are dequantised.
 
   Args:
     apply_fn: as in `find_axes`.
@@ -144,6 +145,9 @@ def resize(apply_fn: Apply, params: Params, keep: Keep) -> Apply:
     if unknown:
       raise ValueError(f"no axis is called {unknown}; there are {sorted(found)}")
     kept = {found[name]: len(units) for name, units in keep.items()}
+    # What only stands for an array, as quantised weights do, becomes one.
+    stands = lambda x: hasattr(x, "__jax_array__")  # noqa: E731
+    smaller = jax.tree.map(lambda x: jnp.asarray(x) if stands(x) else x, smaller, is_leaf=stands)
     flat = jax.tree.leaves((smaller, args))
     for (path, value), leaf in zip(traced.leaves, flat, strict=False):
       expected = tuple(size_kept(axis, kept) for axis in value.axes)
