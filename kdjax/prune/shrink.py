@@ -265,6 +265,24 @@ def take_layers(
   return rest | {f"{prefix}{i}": params[f"{prefix}{layer}"] for i, layer in enumerate(layers)}
 
 
+def named_units(params: Params, axes: Params) -> list[tuple[int, int, str, np.ndarray]]:
+  """Every name on every axis of every array, as `(leaf, axis, name, unit of every entry)`.
+
+  Args:
+    params: float arrays.
+    axes: as in `axis_sizes`.
+
+  Returns:
+    The number of the leaf in the order of `jax.tree.leaves`, the axis, the name, and int `[n]`: the
+    unit that each entry of the axis belongs to, -1 for none.
+
+  Raises:
+    ValueError: as `axis_sizes`.
+  """
+  axis_sizes(params, axes)
+  return [(p.leaf, p.axis, p.name, p.of) for p in _places(params, axes)]
+
+
 def _names(key: str, name: str) -> bool:
   return key == name or name.endswith("/" + key)
 

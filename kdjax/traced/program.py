@@ -159,7 +159,8 @@ def _inner(params: Mapping[str, Any]) -> core.ClosedJaxpr:
 
 
 def _scalar(value: Any) -> Any:
-  """A number, where it is one: keys of random numbers are none."""
-  if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended):
+  """A number, where it is one: keys of random numbers are none, nor what is being traced."""
+  extended = jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended)
+  if extended or isinstance(value, jax.core.Tracer):
     return None
   return np.asarray(value)[()]
