@@ -18,6 +18,9 @@ from kdjax.reduce import ReduceFn, reduce_loss
 from kdjax.types import Array
 
 
+_LARGEST = 0x7F7FFFFF - (1 << 23)  # Of ranks; the bits of the largest float.
+
+
 def listnet_loss(
   student_scores: Array,
   teacher_scores: Array,
@@ -235,8 +238,11 @@ def _ranks_loss(scores: Array, ranks: Array, support: Array | None, k: int | Non
   """`_order_loss` of integer ranks, where negative ones mean no rank."""
   ranks = jnp.asarray(ranks)
   taught = is_ranked(ranks, support)
-  # The complement turns an order of integers around whatever their type; its least is no rank.
-  return _order_loss(scores, jnp.where(taught, ~ranks, jnp.iinfo(ranks.dtype).min), taught, k)
+  # top_k is fast on floats alone. The bits of positive floats are in the order of their values, and
+  # those of whole numbers from 2^23 on are normal: exact for ranks that a float32 would round.
+  bits = jnp.clip(ranks.astype(jnp.int32), 0, _LARGEST) + (1 << 23)
+  size = jax.lax.bitcast_convert_type(bits, jnp.float32)
+  return _order_loss(scores, jnp.where(taught, -size, -jnp.inf), taught, k)
 
 
 def _order_loss(scores: Array, keys: Array, taught: Array, k: int | None) -> Array:

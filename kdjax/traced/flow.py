@@ -51,7 +51,8 @@ def _check_sum(op: Operation, number_of: Callable[[Extent], Any]) -> None:
       number = number_of(atom)
       if atom.reason is not None or is_zero(number):
         continue
-      if number is None or axis is not atom or again:
+      once = sum(atom in set(atoms(other)) for other in op.ins[0].axes) == 1
+      if number is None or axis is not atom or again or not once:
         fix(atom, "reduce_sum runs over it, and what is masked there is not 0, nor one number")
       else:
         again.append(place)
