@@ -17,7 +17,6 @@ from kdjax.losses.rank_weights import is_ranked
 from kdjax.reduce import ReduceFn, reduce_loss
 from kdjax.types import Array
 
-
 _LARGEST = 0x7F7FFFFF - (1 << 23)  # Of ranks; the bits of the largest float.
 
 

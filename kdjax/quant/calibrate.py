@@ -102,8 +102,9 @@ def histogram(x: Array) -> Histogram:
     (2, 2, 3.001953125)
   """
   size = jnp.abs(x.astype(jnp.float32)).reshape(-1)
-  _, exponent = jnp.frexp(jnp.max(size, initial=0.0))  # max < 2^exponent.
-  exponent = jnp.maximum(exponent, _LEAST).astype(jnp.int32)
+  largest = jnp.max(size, initial=0.0)
+  _, exponent = jnp.frexp(largest)  # largest < 2^exponent; 0 is below any.
+  exponent = jnp.where(largest > 0, jnp.maximum(exponent, _LEAST), _LEAST).astype(jnp.int32)
   index = jnp.minimum((jnp.ldexp(size, -exponent) * BINS).astype(jnp.int32), BINS - 1)
   return Histogram(jnp.zeros(BINS, jnp.int32).at[index].add(1), exponent)
 

@@ -23,8 +23,24 @@ def _like(value: Value, axes: list[Extent]) -> Value:
   return Value(tuple(axis.size for axis in axes), value.dtype, list(axes))
 
 
+def _scan_counts(op: Operation) -> tuple[int, int]:
+  """How many operands are constants, and how many values are carried.
+
+  Told by ranks, since the parameters that say so have changed: what is scanned has an axis more
+  than the body sees.
+  """
+  jaxpr = op.params["jaxpr"].jaxpr
+  whole = sum(
+    len(v.shape) == len(inner.aval.shape) for v, inner in zip(op.ins, jaxpr.invars, strict=True)
+  )
+  carry = sum(
+    len(v.shape) == len(inner.aval.shape) for v, inner in zip(op.outs, jaxpr.outvars, strict=True)
+  )
+  return whole - carry, carry
+
+
 def _tie_scan(op: Operation, ties) -> None:
-  consts, carry = op.params["num_consts"], op.params["num_carry"]
+  consts, carry = op.notes = _scan_counts(op)
   kept = consts + carry
   for value in op.ins[kept:] + op.outs[carry:]:
     fix(value.axes[0], "scanned over")
@@ -37,7 +53,7 @@ def _tie_scan(op: Operation, ties) -> None:
 
 
 def _flow_scan(op: Operation, fills: Fills, flow, check: bool) -> None:
-  consts, carry = op.params["num_consts"], op.params["num_carry"]
+  consts, carry = op.notes
   (body,) = op.bodies
   for inner, outer in zip(body.ins, op.ins, strict=True):
     fills[inner] = _known(fills, outer, inner)
@@ -48,7 +64,7 @@ def _flow_scan(op: Operation, fills: Fills, flow, check: bool) -> None:
 
 
 def _run_scan(op: Operation, ins: list[Any], run: Run) -> list[Any]:
-  consts, carry = op.params["num_consts"], op.params["num_carry"]
+  consts, carry = op.notes
 
   def step(state, xs):
     outs = run(op.bodies[0], [*ins[:consts], *state, *xs])
