@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.quant.integer import LEVELS, TINY
+from kdjax.quant.integer import TINY, levels_of
 from kdjax.quant.qtensor import dequantize, quantize
 from kdjax.types import Array
 
@@ -256,17 +256,6 @@ def search_scale(
   factors = jnp.linspace(least, 1.0, steps) if steps > 1 else jnp.ones(1)
   errors = jax.lax.map(error, factors)
   return widest * factors[jnp.argmin(errors, axis=0)]
-
-
-def levels_of(bits: int) -> int:
-  """The largest value of a symmetric integer: 127 or 7.
-
-  Raises:
-    ValueError: if `bits` is neither 8 nor 4.
-  """
-  if bits not in (4, 8):
-    raise ValueError(f"bits must be 4 or 8, got {bits}")
-  return LEVELS if bits == 8 else 7
 
 
 def _coarser(seen: Histogram, exponent: Array) -> Array:

@@ -90,6 +90,17 @@ def dot_plan(
   return DotPlan(True, padded, f"integer, one row padded to {padded} (measured)")
 
 
+def levels_of(bits: int) -> int:
+  """The largest value of a symmetric integer: 127 or 7.
+
+  Raises:
+    ValueError: if `bits` is neither 8 nor 4.
+  """
+  if bits not in (4, 8):
+    raise ValueError(f"bits must be 4 or 8, got {bits}")
+  return 2 ** (bits - 1) - 1
+
+
 def symmetric_scale(x: Array, *, axis: int | tuple[int, ...] | None, levels: int = LEVELS) -> Array:
   """`max |x| / levels` over `axis` (kept with size 1), at least the smallest normal float32.
 

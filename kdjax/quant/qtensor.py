@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kdjax.quant.integer import TINY, integer_dot, spread, symmetric_scale
+from kdjax.quant.integer import TINY, integer_dot, levels_of, spread, symmetric_scale
 from kdjax.types import Array
 
 
@@ -163,9 +163,7 @@ def quantize(
   """
   x = jnp.asarray(x)
   axes = _axes(x.ndim, axis)
-  if bits not in (4, 8):
-    raise ValueError(f"bits must be 4 or 8, got {bits}")
-  levels = 2 ** (bits - 1) - 1
+  levels = levels_of(bits)
   shape = _group_shape(x.shape, axes, group)
   if scale is None:
     # Groups become an axis of their own, for the time of the range.
@@ -244,11 +242,9 @@ def fake_quant(
   q = quantize(x, axis=axis, scale=scale, zero=zero, bits=bits, group=group, affine=affine)
   passed = x
   if scale is not None:
-    levels = 2 ** (bits - 1) - 1
-    low, high = -float(levels), float(levels)
-    if q.zero is not None:
-      middle = spread(q.zero, x.shape).astype(jnp.float32)
-      low, high = -levels - 1 - middle, levels - middle
+    levels = levels_of(bits)
+    middle = jnp.float32(0) if q.zero is None else spread(q.zero, x.shape).astype(jnp.float32)
+    low, high = -levels - (q.zero is not None) - middle, levels - middle
     steps = spread(q.scale, x.shape)
     inside = (x >= low * steps) & (x <= high * steps)
     passed = jnp.where(inside, x, jax.lax.stop_gradient(x))

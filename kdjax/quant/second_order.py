@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from kdjax.quant.integer import levels_of, spread
 from kdjax.quant.params import is_weight
-from kdjax.quant.qtensor import QTensor, dequantize, is_qtensor, quantize, spread
+from kdjax.quant.qtensor import QTensor, dequantize, is_qtensor, quantize
 from kdjax.reconstruct import on_matrix, reconstruct
 from kdjax.traced import Observed
 from kdjax.tree import map_with_path
@@ -138,7 +139,7 @@ def _correct(
   zero = jnp.zeros_like(scale)
   if nearest.zero is not None:
     zero = jnp.broadcast_to(spread(nearest.zero, weights.shape), weights.shape).astype(jnp.float32)
-  levels = 2 ** (nearest.bits - 1) - 1
+  levels = levels_of(nearest.bits)
   low = jnp.full(weights.shape, -levels - (nearest.zero is not None), jnp.float32)
 
   def solve(*matrices: Array) -> Array:

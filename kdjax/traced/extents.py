@@ -98,22 +98,6 @@ def tie(a: Extent, b: Extent) -> None:
     parts.resolve().become(whole.resolve())
 
 
-def entries(extent: Extent, keep: Mapping[Extent, np.ndarray]) -> np.ndarray:
-  """Which entries of the axis stay, ascending, when only the units `keep` of its atoms do."""
-  extent = extent.resolve()
-  if extent.operation == "atom":
-    return np.asarray(keep.get(extent, np.arange(extent.size)))
-  inner = [entries(part, keep) for part in extent.parts]
-  sizes = [part.size for part in extent.parts]
-  if extent.operation == "sum":
-    starts = np.cumsum([0, *sizes[:-1]])
-    return np.concatenate([start + kept for start, kept in zip(starts, inner, strict=True)])
-  total = np.zeros(1, int)
-  for size, kept in zip(sizes, inner, strict=True):
-    total = (total[:, None] * size + kept).reshape(-1)
-  return total
-
-
 def unit_of_entries(extent: Extent, atom: Extent) -> np.ndarray:
   """int `[size]`: which unit of the atom each entry of the axis belongs to, -1 for none."""
   extent = extent.resolve()

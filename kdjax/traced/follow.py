@@ -39,6 +39,10 @@ def follow(apply_fn: Callable[..., Any], params: Params, example: tuple[Any, ...
     apply_fn: `apply_fn(params, *example)`.
     params: any pytree of arrays or their `jax.ShapeDtypeStruct`s.
     example: further arguments.
+
+  Returns:
+    Traced. What must stay whole has a `reason`: axes of the example, of outputs and of arrays that
+    are no parameters, and whatever an operation does not allow.
   """
   closed, outputs = trace(apply_fn, params, *example)
   ins = [new_value(var.aval) for var in closed.jaxpr.invars]

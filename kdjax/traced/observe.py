@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from kdjax.traced.follow import follow
 from kdjax.traced.program import Operation, Program, Value
 from kdjax.traced.replay import run
+from kdjax.traced.rules import SAME
 from kdjax.types import Array, Params
-
-# What leaves the entries of a param what they are.
-_PASSING = {"convert_element_type", "copy", "stop_gradient", "sharding_constraint", "name"}
 
 
 @jax.tree_util.register_dataclass
@@ -134,12 +132,11 @@ def _origins(program: Program, leaves: list[Value]) -> dict[Value, tuple[Value, 
   """The param that a value is, and which axis of the param each of its axes is."""
   found = {leaf: (leaf, tuple(range(len(leaf.shape)))) for leaf in leaves}
   for op in program.operations:
-    source = found.get(op.ins[0]) if op.ins else None
-    if source is None:
-      continue
-    leaf, places = source
-    if op.name in _PASSING:
-      found[op.outs[0]] = source
-    elif op.name == "transpose":
+    if op.name in SAME or op.name == "convert_element_type":
+      found |= {
+        out: found[value] for value, out in zip(op.ins, op.outs, strict=True) if value in found
+      }
+    elif op.name == "transpose" and op.ins[0] in found:
+      leaf, places = found[op.ins[0]]
       found[op.outs[0]] = leaf, tuple(places[i] for i in op.params["permutation"])
   return found

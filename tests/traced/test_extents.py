@@ -7,13 +7,28 @@ from kdjax.traced.extents import (
   Extent,
   atoms,
   concatenation,
-  entries,
   fix,
   product,
   size_kept,
   tie,
   unit_of_entries,
 )
+
+
+def entries(extent, keep):
+  """Which entries of the axis stay when only the units `keep` of its atoms do, part by part."""
+  extent = extent.resolve()
+  if extent.operation == "atom":
+    return np.asarray(keep.get(extent, np.arange(extent.size)))
+  inner = [entries(part, keep) for part in extent.parts]
+  sizes = [part.size for part in extent.parts]
+  if extent.operation == "sum":
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.concatenate([start + kept for start, kept in zip(starts, inner, strict=True)])
+  total = np.zeros(1, int)
+  for size, kept in zip(sizes, inner, strict=True):
+    total = (total[:, None] * size + kept).reshape(-1)
+  return total
 
 
 def sizes(extent):
