@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent
 
 STUDENT = ModelConfig(dim=32, layers=1, heads=1, mlp_dim=32, dropout=0.0)
-FIT = dataclasses.replace(STUDENT_FIT, epochs=12)
+FIT = dataclasses.replace(STUDENT_FIT, epochs=10)
 
 
 class Choice(NamedTuple):
@@ -114,28 +114,29 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
 
 
 def read(result: dict[str, Any], folder: pathlib.Path) -> dict[str, float]:
-  """What the table needs of one student."""
-  epochs = len([line for line in read_jsonl(folder / "metrics.jsonl") if "train/loss" in line])
+  """What the table needs of one student. The fastest epoch neither compiles nor waits for others."""
+  lines = read_jsonl(folder / "metrics.jsonl")
+  clock = [line["seconds"] for line in lines if "train/loss" in line]
   return {
     "test": result["quality"][result["metric"]]["value"],
     "valid": result["training"]["best_valid"],
-    "seconds_per_epoch": round(result["training"]["seconds"] / max(1, epochs), 2),
+    "seconds_per_epoch": round(float(np.min(np.diff(clock))), 2),
   }
 
 
 def table(result: dict[str, Any]) -> str:
-  """Mean, deviation, share of the gap to the teacher, seconds an epoch, and the weights."""
+  """Mean, deviation, share of the gap to the teacher, seconds of the fastest epoch, the weights."""
   alone = np.mean([student["test"] for student in result["students"]["alone"]])
   lines = [
     f"| loss | test {result['metric']} (± standard deviation of {len(result['seeds'])} seeds) "
-    "| gap recovered | seconds an epoch | labels and --distill_losses |",
+    "| gap recovered | seconds, fastest epoch | labels and --distill_losses |",
     "|---|---:|---:|---:|---|",
     f"| teacher | {result['teacher']:.4f} | | | |",
   ]
   for name, students in result["students"].items():
     values = np.array([student["test"] for student in students])
     share = (values.mean() - alone) / (result["teacher"] - alone)
-    seconds = np.mean([student["seconds_per_epoch"] for student in students])
+    seconds = min(student["seconds_per_epoch"] for student in students)
     deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
     gap, weights = "", ""
     if name != "alone":
