@@ -44,7 +44,7 @@ _CODES = {
 }
 _DTYPES = {code: np.dtype(dtype) for code, dtype in _CODES.items()}
 _INT4 = np.dtype(ml_dtypes.int4)  # Has no code of its own: two of them are a byte.
-_PARTS = ("values", "scale", "zero")  # Of a QTensor.
+_PARTS = ("values", "scale", "zero", "input_factor", "input_scale")  # Of a QTensor.
 _Tensors = dict[str, np.ndarray]
 
 
@@ -153,7 +153,7 @@ def load_masks(path: str | os.PathLike[str]) -> Params | None:
       if name in layout["masked"]:
         present = _bits(tensors[f"{name}.bitmap"], math.prod(shape))
       masks[name] = present.reshape(shape)
-    return _nest(layout, masks, lambda values, *scale: jnp.asarray(values))
+    return _nest(layout, masks, lambda values, **rest: jnp.asarray(values))
 
 
 def predict_bytes(
@@ -189,6 +189,8 @@ def _encode(params: Params, metadata: dict[str, str], masks: Params | None) -> b
     name = "/".join(path)
     present_parts = [p for p in _PARTS if getattr(leaf, p, None) is not None]
     kinds = present_parts if isinstance(leaf, QTensor) else []
+    if kinds and leaf.shadow is not None:
+      raise ValueError(f"{name} is made for training; store quantize_params of the float params")
     layout["leaves"].append([list(path), kinds])
     parts = {f"{name}.{kind}": getattr(leaf, kind) for kind in kinds} or {name: leaf}
     for index, (part, value) in enumerate(parts.items()):
@@ -282,14 +284,14 @@ def _decode(tensors: _Tensors, layout: dict[str, Any]) -> _Tensors:
 
 
 def _nest(layout: dict[str, Any], arrays: _Tensors, leaf: Callable[..., Any]) -> Params:
-  """Nested dicts from paths; `leaf` gets the tensor of a leaf, or those of a `QTensor`."""
+  """Nested dicts from paths; `leaf` gets the tensor of a leaf, or those of a `QTensor` by name."""
   root: dict[str, Any] = {}
   for path in layout["empty"]:
     _at(root, path)
   for path, kinds in layout["leaves"]:
     name = "/".join(path)
-    names = [f"{name}.{kind}" for kind in kinds] or [name]
-    _at(root, path[:-1])[path[-1]] = leaf(*(arrays[part] for part in names))
+    parts = {kind: f"{name}.{kind}" for kind in kinds} or {"values": name}
+    _at(root, path[:-1])[path[-1]] = leaf(**{kind: arrays[part] for kind, part in parts.items()})
   return root
 
 
@@ -299,12 +301,12 @@ def _at(root: dict[str, Any], path: list[str]) -> dict[str, Any]:
   return root
 
 
-def _leaf(*arrays: np.ndarray) -> Any:
-  ready: list[Any] = [
-    jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
-    for array in arrays
-  ]
-  return QTensor(*ready) if len(ready) > 1 else ready[0]
+def _leaf(**arrays: np.ndarray) -> Any:
+  ready: dict[str, Any] = {
+    name: jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
+    for name, array in arrays.items()
+  }
+  return QTensor(**ready) if len(ready) > 1 else ready["values"]
 
 
 def _size(count: int, array: np.ndarray) -> int:

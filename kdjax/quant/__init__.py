@@ -1,4 +1,4 @@
-"""int8 weights and the integer products that make them fast."""
+"""int8 and int4 weights: made, calibrated, trained, and multiplied in integers."""
 
 from kdjax.quant.calibrate import (
   AbsMax,
@@ -10,7 +10,8 @@ from kdjax.quant.calibrate import (
   percentile_scale,
   search_scale,
 )
-from kdjax.quant.dot import dot, straight_through_dot
+from kdjax.quant.dot import dot
+from kdjax.quant.equalize import awq, smooth_quant, with_input_scales
 from kdjax.quant.integer import (
   MAX_AFFINE_CONTRACTION,
   MAX_CONTRACTION,
@@ -30,6 +31,7 @@ from kdjax.quant.params import (
 )
 from kdjax.quant.qtensor import QTensor, dequantize, fake_quant, is_qtensor, quantize
 from kdjax.quant.second_order import correct_biases, gptq
+from kdjax.quant.train import as_served, first_scales, straight_through, straight_through_params
 
 __all__ = [
   "MAX_AFFINE_CONTRACTION",
@@ -40,6 +42,8 @@ __all__ = [
   "LeafSummary",
   "QTensor",
   "absmax",
+  "as_served",
+  "awq",
   "contraction_axes",
   "correct_biases",
   "dequantize",
@@ -48,6 +52,7 @@ __all__ = [
   "dot_plan",
   "entropy_scale",
   "fake_quant",
+  "first_scales",
   "format_quantized",
   "gptq",
   "histogram",
@@ -60,6 +65,9 @@ __all__ = [
   "quantize",
   "quantize_params",
   "search_scale",
-  "straight_through_dot",
+  "smooth_quant",
+  "straight_through",
+  "straight_through_params",
   "summarize_quantized",
+  "with_input_scales",
 ]

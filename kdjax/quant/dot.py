@@ -1,10 +1,8 @@
 """`dot(x, w)`: one product for float weights and int8 weights."""
 
-import jax
 import jax.numpy as jnp
 
-from kdjax.quant.integer import integer_dot
-from kdjax.quant.qtensor import QTensor, quantize
+from kdjax.quant.qtensor import QTensor
 from kdjax.types import Array
 
 
@@ -21,7 +19,7 @@ def dot(x: Array, w: Array | QTensor) -> Array:
     w: float `[K, N]`, or `QTensor` `[K, N]` with scale `[1, N]`.
 
   Returns:
-    float32 `[..., N]`. Gradients pass straight through the rounding.
+    float32 `[..., N]`. Gradients pass straight through the rounding, see `integer_dot`.
 
   Raises:
     ValueError: for a `QTensor` with K > 133,144 (K 127^2 would overflow int32), a scale that varies
@@ -38,46 +36,5 @@ def dot(x: Array, w: Array | QTensor) -> Array:
     Jacob et al., 2018, arXiv:1712.05877 (see `integer_dot`).
   """
   if isinstance(w, QTensor):
-    return integer_dot(x, w.values, w.scale, w.zero, axis=0)
+    return w.contract(x, axis=0)
   return jnp.dot(x, w, preferred_element_type=jnp.float32).astype(jnp.float32)
-
-
-@jax.custom_vjp
-def straight_through_dot(x: Array, w: Array) -> Array:
-  r"""`dot(x, quantize(w, axis=0))` forwards, the gradient of `x W` backwards.
-
-  Quantization-aware training: the forward pass is the very integer product that is served, and the
-  rounding of both sides is the identity to the gradient.
-
-  Args:
-    x: float `[..., K]`.
-    w: float `[K, N]`.
-
-  Returns:
-    float32 `[..., N]`.
-
-  Raises:
-    ValueError: as `dot`.
-
-  Example:
-    >>> import jax, jax.numpy as jnp
-    >>> x, w = jnp.array([[1.0, -2.0]]), jnp.array([[0.3], [0.7]])
-    >>> jax.grad(lambda w: straight_through_dot(x, w).sum())(w).tolist()
-    [[1.0], [-2.0]]
-
-  Reference:
-    Jacob et al., 2018, section 3; Bengio et al., 2013, arXiv:1308.3432.
-  """
-  return dot(x, quantize(w, axis=0))
-
-
-def _forward(x: Array, w: Array):
-  return straight_through_dot(x, w), (x, w)
-
-
-def _backward(residuals, cotangent: Array):
-  x, w = residuals
-  return jax.vjp(dot, x, w)[1](cotangent)
-
-
-straight_through_dot.defvjp(_forward, _backward)

@@ -119,16 +119,29 @@ def spread(per: Array, shape: tuple[int, ...]) -> Array:
 
 
 def integer_dot(
-  x: Array, values: Array, scale: Array, zero: Array | None = None, *, axis: int
+  x: Array,
+  values: Array,
+  scale: Array,
+  zero: Array | None = None,
+  *,
+  axis: int,
+  input_factor: Array | None = None,
+  input_scale: Array | None = None,
+  shadow: Array | None = None,
 ) -> Array:
   r"""`x` times an int8 matrix, its activations quantised row by row as they come.
 
   $y_{mn} = s^x_m s_n \sum_k \hat x_{mk} v_{kn}$ with $s^x_m = \max_k |x_{mk}| / 127$ and
   $\hat x_{mk} = \mathrm{round}(x_{mk} / s^x_m)$; the sum is int8 by int8 into int32, exact.
   `dot_plan` may choose the float product of the dequantised weight instead. With zero points $z_n$
-  the sum is $\sum_k \hat x_{mk} v_{kn} - z_n \sum_k \hat x_{mk}$.
+  the sum is $\sum_k \hat x_{mk} v_{kn} - z_n \sum_k \hat x_{mk}$. With factors $r_k$ the inputs are
+  $x_{mk} r_k$. A static input scale $s^x$ stands for all $s^x_m$, and what lies beyond
+  $127 s^x$ is clipped.
 
-  The gradient is straight-through: that of the float product `x (s v)`, to `x` and to `scale`.
+  The gradient is straight-through: that of $\tilde x (s (v - z))$ in floats, where
+  $\tilde x = s^x \hat x$ is what was multiplied and rounding counts as the identity. It goes to `x`
+  (0 where a static range clips), to `scale` or in its place to `shadow`, to `input_factor` and to
+  `input_scale`.
 
   Args:
     x: float `[..., K]`.
@@ -137,6 +150,10 @@ def integer_dot(
       contraction `[G, N]` or `[N, G]`.
     zero: int8 of the shape of `scale`; None for a symmetric weight.
     axis: which axis of `values` is contracted: 0 or 1.
+    input_factor: float32 with K entries; None for ones.
+    input_scale: float32, one number: the static scale of activations, after the factors; None to
+      find one for every row.
+    shadow: float32 of the shape of `values`: gets the gradient of the weight $s (v - z)$.
 
   Returns:
     float32 `[..., N]`. A row of `x` that holds a NaN gives a row of NaN.
@@ -153,8 +170,9 @@ def integer_dot(
 
   Reference:
     B. Jacob et al., Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877, section 2; here symmetric (no
-    zero points) and with activation scales per row.
+    Integer-Arithmetic-Only Inference, CVPR 2018, arXiv:1712.05877, section 2; here symmetric
+    activations, with a scale a row. Static ranges learn as in S. Esser et al., Learned Step Size
+    Quantization, ICLR 2020, arXiv:1902.08153.
   """
   if values.ndim != 2 or x.ndim < 1 or x.shape[-1] != values.shape[axis]:
     raise ValueError(f"cannot contract x {x.shape} with axis {axis} of an int8 {values.shape}")
@@ -166,15 +184,46 @@ def integer_dot(
       f"scale {scale.shape} does not fit an int8 {values.shape}: along the contraction axis {axis} "
       "it must have one entry, or one for each group of entries; along the other one, or all"
     )
+  if input_factor is not None and input_factor.size != inputs:
+    raise ValueError(f"input_factor {input_factor.shape} needs one entry for each of {inputs}")
   plan = dot_plan(
     (math.prod(x.shape[:-1]), x.shape[-1], outputs),
     grouped=groups != 1,
     affine=zero is not None,
   )
   x = x.astype(jnp.float32)
+  if input_factor is not None:
+    x = x * input_factor.reshape((1,) * (x.ndim - 1) + (-1,))
   if not plan.integer:
-    return _float_dot(x, values, scale, zero, axis)
-  return _straight_through(x, values, scale, zero, axis, plan.rows)
+    return _float_dot(x, values, scale, zero, shadow, axis)
+  return _straight_through(x, values, scale, zero, input_scale, shadow, axis, plan.rows)
+
+
+@jax.custom_jvp
+def pass_gradient(x: Array, value: Array) -> Array:
+  """`value`, with the gradient of `x`: straight-through.
+
+  `x + stop_gradient(value - x)` would turn an infinity into NaN and round twice.
+  """
+  del x
+  return value
+
+
+@pass_gradient.defjvp
+def _pass_gradient_jvp(primals, tangents):
+  return primals[1], tangents[0]
+
+
+def learned_round(x: Array, scale: Array, levels: int) -> Array:
+  r"""$s\,\mathrm{round}(\mathrm{clip}(x / s, -l, l))$, rounding the identity to the gradient.
+
+  That of `x` is then 0 where the range clips, that of `scale` is $\mathrm{round}(x/s) - x/s$ inside
+  and $\pm l$ outside.
+  """
+  ratio = x / scale
+  # Not jnp.clip, which halves the gradient at the ends of the range.
+  clipped = jnp.where(jnp.abs(ratio) <= levels, ratio, levels * jnp.sign(ratio))
+  return pass_gradient(clipped, jnp.round(clipped)) * scale
 
 
 def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
@@ -182,24 +231,44 @@ def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
   return jax.lax.dot_general(x, values, dims, preferred_element_type=dtype)
 
 
-def _float_dot(x: Array, values: Array, scale: Array, zero: Array | None, axis: int) -> Array:
+def _float_dot(
+  x: Array, values: Array, scale: Array, zero: Array | None, shadow: Array | None, axis: int
+) -> Array:
   weight = values.astype(jnp.float32)
   if zero is not None:
     weight = weight - spread(zero, weight.shape).astype(jnp.float32)
+  if shadow is not None:
+    return _contract(
+      x, pass_gradient(shadow, weight * spread(scale, weight.shape)), axis, jnp.float32
+    )
   if scale.shape[axis] != 1:
     return _contract(x, weight * spread(scale, weight.shape), axis, jnp.float32)
   y = _contract(x, weight, axis, jnp.float32)
   return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _straight_through(
-  x: Array, values: Array, scale: Array, zero: Array | None, axis: int, rows: int
+  x: Array,
+  values: Array,
+  scale: Array,
+  zero: Array | None,
+  input_scale: Array | None,
+  shadow: Array | None,
+  axis: int,
+  rows: int,
 ) -> Array:
+  del shadow
   flat = x.reshape(-1, x.shape[-1])
-  row_scale = symmetric_scale(flat, axis=-1)
-  # Never beyond 127.0001 in size, so no clipping; a reciprocal a row, not a division an entry.
-  quantized = jnp.round(flat * (1 / row_scale)).astype(jnp.int8)
+  if input_scale is None:
+    row_scale = symmetric_scale(flat, axis=-1)
+    # Never beyond 127.0001 in size, so no clipping; a reciprocal a row, not a division an entry.
+    quantized = jnp.round(flat * (1 / row_scale)).astype(jnp.int8)
+  else:
+    fixed = input_scale.reshape(1, 1)
+    # Integers have no NaN: the scale of the row tells.
+    row_scale = jnp.where(jnp.any(jnp.isnan(flat), axis=-1, keepdims=True), jnp.nan, fixed)
+    quantized = jnp.clip(jnp.round(flat / fixed), -LEVELS, LEVELS).astype(jnp.int8)
   if rows > flat.shape[0]:
     quantized = jnp.pad(quantized, ((0, rows - flat.shape[0]), (0, 0)))
   total = _contract(quantized, values.astype(jnp.int8), axis, jnp.int32)
@@ -210,17 +279,27 @@ def _straight_through(
   return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _forward(x: Array, values: Array, scale: Array, zero: Array | None, axis: int, rows: int):
-  return _straight_through(x, values, scale, zero, axis, rows), (x, values, scale, zero)
+def _forward(x, values, scale, zero, input_scale, shadow, axis, rows):
+  y = _straight_through(x, values, scale, zero, input_scale, shadow, axis, rows)
+  return y, (x, values, scale, zero, input_scale, shadow)
 
 
 def _backward(axis: int, rows: int, residuals, cotangent: Array):
   del rows
-  x, values, scale, zero = residuals
-  _, pull = jax.vjp(lambda x, scale: _float_dot(x, values, scale, zero, axis), x, scale)
-  dx, dscale = pull(cotangent)
+  x, values, scale, zero, input_scale, shadow = residuals
+
+  def product(x, scale, input_scale, shadow):
+    if input_scale is None:
+      row_scale = symmetric_scale(x, axis=-1)
+      seen = pass_gradient(x, jnp.round(x * (1 / row_scale)) * row_scale)
+    else:
+      seen = learned_round(x, input_scale.reshape((1,) * x.ndim), LEVELS)
+    return _float_dot(seen, values, scale, zero, shadow, axis)
+
+  _, pull = jax.vjp(product, x, scale, input_scale, shadow)
+  dx, dscale, dinput, dshadow = pull(cotangent)
   none = jax.tree.map(lambda z: np.zeros(z.shape, jax.dtypes.float0), (values, zero))
-  return dx, none[0], dscale, none[1]
+  return dx, none[0], dscale, none[1], dinput, dshadow
 
 
 _straight_through.defvjp(_forward, _backward)

@@ -87,20 +87,55 @@ def quantize_params(
     Quantizing deep convolutional networks for efficient inference, 2018, arXiv:1806.08342).
   """
 
-  def convert(path: Path, leaf: Any) -> Any:
+  def make(path: Path, leaf: Any, axis: tuple[int, ...], part: int | None) -> QTensor:
+    del path
+    return quantize(leaf, axis=axis, bits=bits, group=part, affine=affine)
+
+  def rest(leaf: Any) -> Any:
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return leaf if rest_dtype is None or not floating else jnp.asarray(leaf, rest_dtype)
+
+  return convert_params(params, make, select=select, axis_rule=axis_rule, group=group, rest=rest)
+
+
+def convert_params(
+  params: Params,
+  make: Callable[..., Any],
+  *others: Params,
+  select: Select,
+  axis_rule: AxisRule,
+  group: int | None = None,
+  rest: Callable[[Any], Any],
+) -> Params:
+  """What all transforms of whole trees share: which leaves, over which axes, in which groups.
+
+  Args:
+    params: any pytree of arrays; `QTensor` leaves are kept.
+    make: `(path, leaf, axes, group, *others) -> leaf` for those selected; the group is None where
+      it does not fit the leaf.
+    others: trees of the same structure, of which `make` gets the leaves.
+    select: as in `quantize_params`.
+    axis_rule: as in `quantize_params`.
+    group: as in `quantize_params`.
+    rest: what becomes of the other leaves.
+
+  Raises:
+    ValueError: if `select` picks a leaf that is no float.
+  """
+
+  def convert(path: Path, leaf: Any, *parts: Any) -> Any:
     if is_qtensor(leaf):
       return leaf
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
     if not select(path, leaf):
-      return leaf if rest_dtype is None or not floating else jnp.asarray(leaf, rest_dtype)
-    if not floating:
+      return rest(leaf)
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
       raise ValueError(f"cannot quantise {'/'.join(path)}: it is {jnp.result_type(leaf).name}")
     axis = axis_rule(path, leaf)
     axes = (axis,) if isinstance(axis, int) else axis
     divides = group is not None and len(axes) == 1 and leaf.shape[axes[0]] % group == 0
-    return quantize(leaf, axis=axis, bits=bits, group=group if divides else None, affine=affine)
+    return make(path, leaf, axes, group if divides else None, *parts)
 
-  return map_with_path(convert, params, is_leaf=is_qtensor)
+  return map_with_path(convert, params, *others, is_leaf=is_qtensor)
 
 
 def dequantize_params(params: Params) -> Params:

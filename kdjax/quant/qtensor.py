@@ -2,20 +2,29 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.quant.integer import TINY, integer_dot, levels_of, spread, symmetric_scale
+from kdjax.quant.integer import (
+  TINY,
+  integer_dot,
+  levels_of,
+  pass_gradient,
+  spread,
+  symmetric_scale,
+)
 from kdjax.types import Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-  """A weight as int8 or int4: `w = (values - zero) * scale`.
+  """A weight as int8 or int4: `w = (values - zero) * scale * input_factor`.
 
-  A pytree of two or three arrays. To any JAX function it looks like the float32 array it stands
+  A pytree of arrays. To any JAX function it looks like the float32 array it stands
   for, because `__jax_array__` dequantises: stock Linen layers take it unchanged. `kdjax.quant.dot`
   and `rdot` multiply it in integers instead.
 
@@ -25,6 +34,13 @@ class QTensor:
       `[in, out]`, `[V, 1]` for a table `[V, d]`; an axis of size G has one for each of G groups of
       consecutive entries.
     zero: int8 of the shape of `scale`, the value that stands for 0; None for a symmetric weight.
+    input_factor: float32, one for each input of a product (`[in, 1]` for a kernel, `[1, d]` for a
+      table), by which activations are multiplied before they are quantised; None for ones. See
+      `smooth_quant` and `awq`.
+    input_scale: float32 `[]`, the static scale of activations; None for a scale a row, found as
+      they come. See `with_input_scales`.
+    shadow: float32 of the shape of `values`, while training: the gradient of
+      `(values - zero) * scale` goes there. See `straight_through`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -38,6 +54,9 @@ class QTensor:
   values: Array
   scale: Array
   zero: Array | None = None
+  input_factor: Array | None = None
+  input_scale: Array | None = None
+  shadow: Array | None = None
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -66,12 +85,17 @@ class QTensor:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of values, scales and zeros as they are stored: two int4 to a byte.
+    """Bytes of all but the shadow as they are stored: two int4 to a byte.
 
     In memory a backend may give an int4 a byte of its own, as CPUs do.
     """
-    zeros = 0 if self.zero is None else self.zero.size
-    return -(-self.values.size * self.bits // 8) + self.scale.size * 4 + zeros
+    parts = (self.scale, self.zero, self.input_factor, self.input_scale)
+    rest = sum(part.size * part.dtype.itemsize for part in parts if part is not None)
+    return -(-self.values.size * self.bits // 8) + rest
+
+  def replace(self, **changes: Any) -> "QTensor":
+    """A copy with other parts."""
+    return dataclasses.replace(self, **changes)
 
   def __jax_array__(self) -> Array:
     return dequantize(self)
@@ -82,8 +106,7 @@ class QTensor:
     def part(per: Array) -> Array:
       return jnp.broadcast_to(spread(per, self.shape), self.shape)[index].astype(jnp.float32)
 
-    values = self.values[index].astype(jnp.float32)
-    return (values if self.zero is None else values - part(self.zero)) * part(self.scale)
+    return self._weights(part)
 
   def take(self, ids: Array) -> Array:
     """Rows at `ids` int `[...]` of a table `[V, d]`: float32 `[..., d]`."""
@@ -92,15 +115,37 @@ class QTensor:
       found = per[ids // (self.shape[0] // per.shape[0])]
       return spread(found, (*found.shape[:-1], self.shape[1])).astype(jnp.float32)
 
-    values = self.values[ids].astype(jnp.float32)
-    return (values if self.zero is None else values - rows(self.zero)) * rows(self.scale)
+    return self._weights(rows)
 
   def rdot(self, query: Array) -> Array:
     """`query @ table.T`: float `[..., d]` with a table `[V, d]` to float32 `[..., V]`.
 
     Computed as `integer_dot` over the last axis.
     """
-    return integer_dot(query, self.values, self.scale, self.zero, axis=1)
+    return self.contract(query, axis=1)
+
+  def contract(self, x: Array, *, axis: int) -> Array:
+    """`integer_dot` of `x` float `[..., K]` with axis 0 or 1: float32 `[..., N]`."""
+    return integer_dot(
+      x,
+      self.values,
+      self.scale,
+      self.zero,
+      axis=axis,
+      input_factor=self.input_factor,
+      input_scale=self.input_scale,
+      shadow=self.shadow,
+    )
+
+  def _weights(self, part: Callable[[Array], Array]) -> Array:
+    """Some of the weights; `part` takes what belongs to them from any of the arrays."""
+    weights = part(self.values)
+    if self.zero is not None:
+      weights = weights - part(self.zero)
+    weights = weights * part(self.scale)
+    if self.shadow is not None:
+      weights = pass_gradient(part(self.shadow), weights)
+    return weights if self.input_factor is None else weights * part(self.input_factor)
 
 
 def is_qtensor(x) -> bool:
@@ -190,11 +235,8 @@ def quantize(
 
 
 def dequantize(q: QTensor) -> Array:
-  """`(values - zero) * scale`, float32 of `q.shape`."""
-  values = q.values.astype(jnp.float32)
-  if q.zero is not None:
-    values = values - spread(q.zero, q.shape).astype(jnp.float32)
-  return values * spread(q.scale, q.shape)
+  """`(values - zero) * scale * input_factor`, float32 of `q.shape`."""
+  return q._weights(lambda per: spread(per, q.shape).astype(jnp.float32))
 
 
 def fake_quant(
@@ -249,19 +291,7 @@ def fake_quant(
     inside = (x >= low * steps) & (x <= high * steps)
     passed = jnp.where(inside, x, jax.lax.stop_gradient(x))
   rounded = jax.lax.stop_gradient(dequantize(q).astype(x.dtype))
-  # `rounded + (x - x)` would turn an infinity into NaN and round twice: pass the gradient only.
-  return _replace(passed, rounded)
-
-
-@jax.custom_jvp
-def _replace(x: Array, value: Array) -> Array:
-  del x
-  return value
-
-
-@_replace.defjvp
-def _replace_jvp(primals, tangents):
-  return primals[1], tangents[0]
+  return pass_gradient(passed, rounded)
 
 
 def _axes(ndim: int, axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
