@@ -114,7 +114,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
 
 
 def read(result: dict[str, Any], folder: pathlib.Path) -> dict[str, float]:
-  """What the table needs of one student. The fastest epoch neither compiles nor waits for others."""
+  """What the table needs; the fastest epoch neither compiles nor waits for other processes."""
   lines = read_jsonl(folder / "metrics.jsonl")
   clock = [line["seconds"] for line in lines if "train/loss" in line]
   return {

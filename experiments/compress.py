@@ -6,13 +6,18 @@ writes the table and the plots.
 
 python -m experiments.compress --workdir=runs/demo
 python -m experiments.compress --workdir=runs/mine --dataset=path/to/log
+
+With a limit it searches for the smallest model that keeps to it, over widths, depths, sparsities
+and bits, and draws the frontier:
+
+python -m experiments.compress --max_mb=2 --max_p99_ms=1 --max_quality_drop=0.02
 """
 
 import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, distill, evaluate, prune, quantize, runs, train
+from experiments import cli, distill, evaluate, prune, quantize, runs, search, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 from kdjax import report
 from kdjax.flags import group, option
@@ -42,6 +47,7 @@ class Config:
   distill: DistillConfig = group(DistillConfig)
   prune: PruneConfig = group(PruneConfig)
   recovery_fit: FitConfig = group(FitConfig, prefix="recovery_", epochs=20)
+  limits: search.SearchConfig = group(search.SearchConfig)
 
 
 STAGES = ("alone", "distilled", "pruned", "int8")
@@ -58,20 +64,60 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Runs every stage that the workdir does not hold yet, then the comparison.
 
   Returns:
-    The `result.json`: a row for the teacher and, for every stage, one over all seeds.
+    The `result.json`: a row for the teacher and, for every stage, one over all seeds; with a limit
+    that of `experiments.search.run`.
   """
   folder = runs.open_workdir(workdir, config)
-  if (done := runs.finished(folder)) is None:
+  done = runs.finished(folder)
+  if done is not None and (done["job"] == "search") != config.limits.asked():
+    raise runs.WorkdirError(
+      f"{folder} holds a {'search' if done['job'] == 'search' else 'run without limits'}; give "
+      "another --workdir"
+    )
+  if config.limits.asked():
+    return _search(config, folder)
+  if done is None:
     done = _run_stages(config, folder)
   print(report.to_markdown(report.summarise(done["rows"])))
   print(f"table, plots and models: {folder}")
   return done
 
 
+def _search(config: Config, folder: pathlib.Path) -> dict[str, Any]:
+  """Limits and budget may change from call to call: what is trained stays."""
+  seed = config.seeds[0]
+  setup = search.Setup(
+    str(_teacher(config, folder)),
+    config.data,
+    config.student,
+    dataclasses.replace(config.student_fit, seed=seed),
+    config.distill,
+    config.prune,
+    dataclasses.replace(config.recovery_fit, seed=seed),
+    config.requests,
+    config.batches,
+  )
+  result = search.run(config.limits, setup, folder)
+  result |= {"dataset": pathlib.PurePath(config.data.dataset).name, "seeds": [seed]}
+  result["config"] = dataclasses.asdict(config)
+  shown = [row for row in result["rows"] if row["name"] in (*result["frontier"], "teacher")]
+  draw(shown, {"teacher": pathlib.Path(setup.teacher)}, folder)
+  runs.write_result(folder, result)
+  print(search.describe(result))
+  print(f"table, plots and models: {folder}")
+  return result
+
+
+def _teacher(config: Config, folder: pathlib.Path) -> pathlib.Path:
+  """The workdir of the teacher, trained here when none was given."""
+  if config.teacher_dir:
+    return pathlib.Path(config.teacher_dir)
+  train.run(train.Config(config.data, config.teacher, config.teacher_fit), folder / "teacher")
+  return folder / "teacher"
+
+
 def _run_stages(config: Config, folder: pathlib.Path) -> dict[str, Any]:
-  teacher_dir = pathlib.Path(config.teacher_dir) if config.teacher_dir else folder / "teacher"
-  if not config.teacher_dir:
-    train.run(train.Config(config.data, config.teacher, config.teacher_fit), teacher_dir)
+  teacher_dir = _teacher(config, folder)
   teacher = str(teacher_dir)
   stages: dict[str, list[pathlib.Path]] = {stage: [] for stage in STAGES}
   alone = config.student

@@ -105,6 +105,11 @@ class FitConfig:
     "Type of the products with the whole catalogue in training, --dtype by default. bfloat16 pays on "
     "processors with matrix units for it even where a small model's body does not gain.",
   )
+  train_bits: int = option(
+    0,
+    "Train through weights of 8 or 4 bits, the very products that experiments.quantize --bits will "
+    "serve (quantization-aware training); validation judges those too. 0 trains in floats.",
+  )
   label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "

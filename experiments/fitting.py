@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from experiments.config import FitConfig
-from experiments.runs import SavedModel, make_model
+from experiments.runs import SavedModel, make_model, serves_integers
 from experiments.tasks import Judgement, Task
-from kdjax import tree
+from kdjax import quant, tree
 from kdjax.data import batches
 from kdjax.models.linen import Sizes
 from kdjax.train import (
@@ -103,12 +103,15 @@ def fit_model(
     min_best: from the number of steps to the one before which no validation can win.
     name: of the progress bar.
   """
+  if fit.train_bits not in (0, 4, 8):
+    raise ValueError(f"--train_bits={fit.train_bits} must be 0, 4 or 8")
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
+  student_apply = _through_integers(student.apply, fit.train_bits)
   teacher_apply, teacher_params, arrays = _join_teachers(task, fit, teachers, cache_queries)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
-  goal = objective.make_objective(student.apply, terms, teacher_apply=teacher_apply)
+  goal = objective.make_objective(student_apply, terms, teacher_apply=teacher_apply)
   feed = loop.Feed(
     arrays,
     _rows_per_step(task, fit),
@@ -142,8 +145,10 @@ def fit_model(
       train_state, teacher_params = place(train_state), place(teacher_params)
 
   def validate(train_state: state.TrainState) -> dict[str, float]:
-    judgement = task.judge(judged.apply, objective.student_params(train_state.params), "valid")
-    return means(judgement)
+    params = objective.student_params(train_state.params)
+    if fit.train_bits:
+      params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
+    return means(task.judge(judged.apply, params, "valid"))
 
   latest = _latest_step(workdir)
   outputs = [writers.jsonl_writer(workdir / "metrics.jsonl", resume_step=latest)]
@@ -176,6 +181,19 @@ def fit_model(
     )
   best = jax.device_get(objective.student_params(train_state.params))
   return Fitted(best, progress)
+
+
+def _through_integers(apply: Apply, bits: int) -> Apply:
+  """The model on weights as they will be served; the gradient passes to the float params."""
+  if not bits:
+    return apply
+
+  def trained(params, batch, *, key=None):
+    rounded = quant.straight_through_params(params, select=serves_integers, bits=bits)
+    outputs = apply(rounded, batch, key=key)
+    return outputs._replace(logits=quant.as_served(outputs.logits))
+
+  return trained
 
 
 def _join_teachers(

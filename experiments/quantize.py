@@ -11,7 +11,6 @@ from typing import Any, Literal
 from experiments import cli, runs
 from kdjax import quant
 from kdjax.flags import option
-from kdjax.tree import is_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +39,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   if (done := runs.finished(folder)) is not None:
     return done
   source = runs.load_model(config.model_dir, flag="--model_dir")
-  # Positions are few, and added to every embedding: int8 there saves little and costs most.
   params = quant.quantize_params(
     source.params,
-    select=lambda path, leaf: is_matrix(path, leaf) and "position_embedding" not in path,
+    select=runs.serves_integers,
     bits=config.bits,
     group=config.group or None,
     affine=config.affine,

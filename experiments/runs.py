@@ -58,12 +58,14 @@ def open_workdir(workdir: str | pathlib.Path, config: Any) -> pathlib.Path:
 def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
   """Whether a run taken up again may have another value of a flag.
 
-  What is shown and logged may always change. How long to train may, until the run is finished, and
-  only where nothing is scheduled over the length of training: neither learning rate nor sparsity,
-  nor the weights or the expert selection of --distill_losses.
+  What is shown and logged may always change, and so may the limits of a search. How long to train
+  may, until the run is finished, and only where nothing is scheduled over the length of training:
+  neither learning rate nor sparsity, nor the weights or the expert selection of --distill_losses.
   """
   if flag.endswith(("progress", "tensorboard", "wandb")):
     return True
+  if flag.startswith(("max_mb", "max_p99", "max_quality", "search_", "budget_")):
+    return True  # Of a search: its trials stay, each in a workdir of its own.
   if flag.endswith("epochs"):
     schedule = values[flag.removesuffix("epochs") + "schedule"]
     entries = values.get("distill_losses", ())
@@ -178,6 +180,12 @@ def _make_model(family: str, sizes: str, dtype: str) -> Model:
   make = getattr(models, f"make_{family}")
   arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(sizes).items()}
   return make(**arguments, dtype=_DTYPES[dtype])
+
+
+def serves_integers(path: tree.Path, leaf: Any) -> bool:
+  """Which leaves are quantised: positions are few, and added to every embedding, so int8 there
+  saves little and costs most."""
+  return tree.is_matrix(path, leaf) and "position_embedding" not in path
 
 
 class SavedModel(NamedTuple):

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import compress, distill, evaluate, prune, quantize, report, runs, train
+from experiments import (
+  compress,
+  distill,
+  evaluate,
+  fitting,
+  prune,
+  quantize,
+  report,
+  runs,
+  train,
+)
 from experiments.config import PruneConfig
 from kdjax import quant
 from kdjax.report import ResultError
@@ -66,6 +76,30 @@ def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
   affine = quantize.run(config, tmp_path / "affine")
   # What was pruned is still 0; what was small may have become it.
   assert affine["size"]["nonzero"] <= pruned["size"]["nonzero"]
+
+
+@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "two_tower", "ncf", "mlp"])
+def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
+  fit = dataclasses.replace(tiny.FIT, train_bits=8, epochs=4)
+  config = prune.Config(
+    str(trained(family)), str(trained(family)), prune=PruneConfig(0.5, mask_every=1), fit=fit
+  )
+  pruned = prune.run(config, tmp_path / "pruned")
+  assert pruned["training"]["sparsity"] == pytest.approx(0.5, abs=0.02)
+  floats = runs.load_model(tmp_path / "pruned", flag="--")
+  quantize.run(quantize.Config(str(tmp_path / "pruned"), rest_dtype="float32"), tmp_path / "int8")
+  served = runs.load_model(tmp_path / "int8", flag="--")
+  task = runs.make_task(served.data, family)
+  apply = runs.make_model(family, served.sizes).apply
+  # Validation has judged what is served now.
+  value = fitting.means(task.judge(apply, served.params, "valid"))[task.metric]
+  assert value == pytest.approx(pruned["training"]["best_valid"], abs=1e-6)
+  assert not any(quant.is_qtensor(leaf) for leaf in jax.tree.leaves(floats.params))
+
+
+def test_train_bits_are_checked(tmp_path):
+  with pytest.raises(ValueError, match="--train_bits=5"):
+    train.run(tiny.train_config(train_bits=5), tmp_path)
 
 
 def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsys):
