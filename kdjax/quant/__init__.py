@@ -19,6 +19,13 @@ from kdjax.quant.integer import (
   dot_plan,
   integer_dot,
 )
+from kdjax.quant.mixed import (
+  PRECISIONS,
+  Sensitivity,
+  choose_precisions,
+  measure_sensitivity,
+  mixed_params,
+)
 from kdjax.quant.params import (
   LeafSummary,
   contraction_axes,
@@ -36,14 +43,17 @@ from kdjax.quant.train import as_served, first_scales, straight_through, straigh
 __all__ = [
   "MAX_AFFINE_CONTRACTION",
   "MAX_CONTRACTION",
+  "PRECISIONS",
   "AbsMax",
   "DotPlan",
   "Histogram",
   "LeafSummary",
   "QTensor",
+  "Sensitivity",
   "absmax",
   "as_served",
   "awq",
+  "choose_precisions",
   "contraction_axes",
   "correct_biases",
   "dequantize",
@@ -60,6 +70,8 @@ __all__ = [
   "is_embedding",
   "is_qtensor",
   "is_weight",
+  "measure_sensitivity",
+  "mixed_params",
   "mse_scale",
   "percentile_scale",
   "quantize",

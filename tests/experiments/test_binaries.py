@@ -97,6 +97,25 @@ def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
   assert not any(quant.is_qtensor(leaf) for leaf in jax.tree.leaves(floats.params))
 
 
+@pytest.mark.parametrize(("family", "limits"), [("sasrec", (4, 2.8)), ("mf", (2.2, 1.4))])
+def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
+  model = str(trained(family))
+  sizes = {}
+  for name, kb in zip(("wide", "tight"), limits, strict=True):
+    mb = kb / 1000
+    result = quantize.run(quantize.Config(model, mixed_mb=mb), tmp_path / name)
+    found = result["training"]["sensitivity"]
+    chosen = result["training"]["precisions"]
+    sizes[name] = sum(s["nbytes"] for s in found if chosen[s["path"]] == s["precision"])
+    assert sizes[name] <= mb * 1e6
+    params = runs.load_model(tmp_path / name, flag="--").params
+    kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(params, is_leaf=quant.is_qtensor)}
+    assert "QTensor" in kinds
+  assert sizes["tight"] < sizes["wide"]
+  with pytest.raises(ValueError, match=r"--mixed_mb=0.0001: .* the smallest precisions take"):
+    quantize.run(quantize.Config(model, mixed_mb=0.0001), tmp_path / "none")
+
+
 def test_train_bits_are_checked(tmp_path):
   with pytest.raises(ValueError, match="--train_bits=5"):
     train.run(tiny.train_config(train_bits=5), tmp_path)
