@@ -52,16 +52,14 @@ def together(weights: dict[str, float], *scales: float) -> tuple[Choice, ...]:
 STUDIED: dict[str, tuple[Choice, ...]] = {
   "KL": tuple(Choice(round(1 - w, 2), (f"kl:{w}",)) for w in (0.5, 0.8, 1.0)),
   "RD": weighed("ranking_distillation", 0.1, 0.5, 2.0),
-  "CD": weighed("collaborative", 0.1, 0.5, 2.0),
-  "RRD": weighed("relaxed_ranking", 0.003, 0.01, 0.03),
-  "DE": together({"experts@query": 1, "experts@item": 1}, 0.1, 1.0, 10.0),
-  "FTD": together({"topology@query": 1, "topology@item": 1}, 1.0, 10.0, 100.0),
-  "HTD": together({"group_topology@query": 1, "group_topology@item": 1}, 0.1, 1.0, 10.0),
-  "UnKD": weighed("stratified_pair", 0.1, 0.5, 2.0),
-  "DLLM2Rec": weighed("importance_ranking", 0.1, 0.5, 2.0),
-  "DE + RRD": together(
-    {"experts@query": 1, "experts@item": 1, "relaxed_ranking": 0.01}, 0.3, 1.0, 3.0
-  ),
+  "CD": weighed("collaborative", 0.5, 2.0),
+  "RRD": weighed("relaxed_ranking", 0.003, 0.03),
+  "DE": together({"experts@query": 1, "experts@item": 1}, 0.3, 3.0),
+  "FTD": together({"topology@query": 1, "topology@item": 1}, 3.0, 30.0),
+  "HTD": together({"group_topology@query": 1, "group_topology@item": 1}, 0.3, 3.0),
+  "UnKD": weighed("stratified_pair", 0.5, 2.0),
+  "DLLM2Rec": weighed("importance_ranking", 0.5, 2.0),
+  "DE + RRD": together({"experts@query": 1, "experts@item": 1, "relaxed_ranking": 0.01}, 0.3, 3.0),
   "KL + DE": tuple(
     Choice(0.2, ("kl:0.8", f"experts@query:{w}", f"experts@item:{w}")) for w in (0.1, 1.0)
   ),
