@@ -175,6 +175,11 @@ class PruneConfig:
   keep_mlp: float = option(1.0, "Share of feed-forward width kept; the arrays shrink.", upper=1)
   keep_heads: float = option(1.0, "Share of attention heads kept; the arrays shrink.", upper=1)
   keep_dim: float = option(1.0, "Share of embedding dimensions kept; the arrays shrink.", upper=1)
+  keep_layers: tuple[int, ...] = option(
+    (),
+    "Blocks (recurrent layers) that stay, from 0, in their new order; 1,3 makes a model of two "
+    "blocks that start as the second and the fourth. All when not given.",
+  )
   prune_tables: bool = option(True, "Whether embedding tables take part in the masks.")
   ramp: float = option(
     0.5, "Share of the epochs over which the cubic schedule reaches --sparsity.", lower=0, upper=1

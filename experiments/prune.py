@@ -1,9 +1,14 @@
 """Prunes a trained student and lets it recover by distillation.
 
-Structures first (feed-forward width, heads, embedding dimensions: the arrays shrink), then weights
-by magnitude on a cubic schedule while the student learns from its teacher.
+Structures first (layers, feed-forward width, heads, embedding dimensions: the arrays shrink), then
+weights by magnitude on a cubic schedule while the student learns from its teacher.
 
 python -m experiments.prune --workdir=runs/pruned --model_dir=runs/student --teacher=runs/teacher
+
+A student may also start as the teacher itself, narrower and with fewer layers:
+
+python -m experiments.prune --workdir=runs/half --model_dir=runs/teacher --teacher=runs/teacher \\
+  --keep_layers=1 --keep_dim=0.5 --keep_mlp=0.5 --sparsity=0
 """
 
 import dataclasses
@@ -114,16 +119,32 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
   shares = {
     "--keep_dim": config.keep_dim, "--keep_heads": config.keep_heads, "--keep_mlp": config.keep_mlp
   }  # fmt: skip
+  old, sizes = source.params, source.sizes
+  if config.keep_layers:
+    old, sizes = _take_layers(source, config.keep_layers)
   if all(share == 1 for share in shares.values()):
-    return source.params, source.sizes
-  axes = getattr(models, f"{source.family}_axes")(source.sizes)
-  units = pruning.axis_sizes(source.params, axes)
+    return old, sizes
+  axes = getattr(models, f"{source.family}_axes")(sizes)
+  units = pruning.axis_sizes(old, axes)
   keep = {name: max(1, round(shares[flag_of(name)] * count)) for name, count in units.items()}
   for flag, share in shares.items():
     if share < 1 and flag not in map(flag_of, units):
       raise ValueError(f"{flag}={share}: a {source.family} has only {', '.join(sorted(units))}")
-  scores = pruning.axis_scores(source.params, axes, pruning.magnitude(source.params))
-  params = pruning.take_axes(source.params, axes, pruning.choose(scores, keep))
+  scores = pruning.axis_scores(old, axes, pruning.magnitude(old))
+  params = pruning.take_axes(old, axes, pruning.choose(scores, keep))
+  return params, getattr(models, f"{source.family}_sizes")(params, sizes)
+
+
+_LAYERS = {"sasrec": "block_", "bert4rec": "block_", "gru4rec": "layer_"}  # How they are named.
+
+
+def _take_layers(source: runs.SavedModel, layers: tuple[int, ...]) -> tuple[Params, Sizes]:
+  if source.family not in _LAYERS:
+    raise ValueError(f"--keep_layers: a {source.family} has no layers of one shape")
+  try:
+    params = pruning.take_layers(source.params, layers, prefix=_LAYERS[source.family])
+  except ValueError as error:
+    raise ValueError(f"--keep_layers={','.join(map(str, layers))}: {error}") from error
   return params, getattr(models, f"{source.family}_sizes")(params, source.sizes)
 
 

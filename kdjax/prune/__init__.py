@@ -36,6 +36,7 @@ from kdjax.prune.shrink import (
   choose,
   mask_axes,
   named_units,
+  spread_layers,
   take_axes,
   take_layers,
 )
@@ -88,6 +89,7 @@ __all__ = [
   "sample_gates",
   "shrink",
   "sparse_gpt",
+  "spread_layers",
   "straight_through_masks",
   "take_axes",
   "take_layers",

@@ -265,6 +265,34 @@ def take_layers(
   return rest | {f"{prefix}{i}": params[f"{prefix}{layer}"] for i, layer in enumerate(layers)}
 
 
+def spread_layers(teacher: int, student: int) -> tuple[int, ...]:
+  r"""Which of the teacher's layers the student's start from: evenly spread, the last among them.
+
+  Layer i starts from $\lfloor (i + 1) T / S \rfloor - 1$.
+
+  Args:
+    teacher: T, layers of the teacher.
+    student: S, layers of the student, at most T.
+
+  Returns:
+    S numbers for `take_layers`.
+
+  Raises:
+    ValueError: unless 1 <= S <= T.
+
+  Example:
+    >>> spread_layers(12, 4), spread_layers(5, 2)
+    ((2, 5, 8, 11), (1, 4))
+
+  Reference:
+    S. Sun et al., Patient Knowledge Distillation for BERT Model Compression, EMNLP 2019,
+    arXiv:1908.09355 (its map "skip", with the last layer in it).
+  """
+  if not 1 <= student <= teacher:
+    raise ValueError(f"a student of {student} layers cannot start from {teacher}")
+  return tuple((i + 1) * teacher // student - 1 for i in range(student))
+
+
 def named_units(params: Params, axes: Params) -> list[tuple[int, int, str, np.ndarray]]:
   """Every name on every axis of every array, as `(leaf, axis, name, unit of every entry)`.
 

@@ -116,6 +116,27 @@ def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
     quantize.run(quantize.Config(model, mixed_mb=0.0001), tmp_path / "none")
 
 
+@pytest.mark.parametrize("family", ["sasrec", "bert4rec", "gru4rec"])
+def test_a_student_starts_as_some_layers_of_its_teacher(tmp_path, family):
+  config = tiny.train_config(family)
+  deep = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=3))
+  train.run(deep, tmp_path / "teacher")
+  teacher = runs.load_model(tmp_path / "teacher", flag="--")
+  options = PruneConfig(sparsity=0.0, keep_layers=(0, 2))
+  params, sizes = prune.shrink(teacher, options)
+  name = "layer_" if family == "gru4rec" else "block_"
+  assert sizes["num_layers"] == 2
+  jax.tree.map(np.testing.assert_array_equal, params[f"{name}1"], teacher.params[f"{name}2"])
+  assert f"{name}2" not in params
+  run = prune.Config(
+    str(tmp_path / "teacher"), str(tmp_path / "teacher"), prune=options, fit=tiny.FIT
+  )
+  result = prune.run(run, tmp_path / "student")
+  assert result["sizes"]["num_layers"] == 2
+  with pytest.raises(ValueError, match=r"--keep_layers=0,7: no layers \[7\]"):
+    prune.shrink(teacher, dataclasses.replace(options, keep_layers=(0, 7)))
+
+
 def test_train_bits_are_checked(tmp_path):
   with pytest.raises(ValueError, match="--train_bits=5"):
     train.run(tiny.train_config(train_bits=5), tmp_path)

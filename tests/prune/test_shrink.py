@@ -18,6 +18,7 @@ from kdjax.prune.shrink import (
   axis_sizes,
   choose,
   mask_axes,
+  spread_layers,
   take_axes,
   take_layers,
 )
@@ -195,3 +196,17 @@ def test_dropped_layers_are_as_if_they_passed_their_input_through():
   np.testing.assert_allclose(logits(jax.jit(small.apply)(short, family.batch)), expected, atol=1e-5)
   with pytest.raises(ValueError, match="3"):
     take_layers(params, [3])
+
+
+def test_layers_are_spread_evenly():
+  assert spread_layers(12, 6) == (1, 3, 5, 7, 9, 11)
+  assert spread_layers(6, 6) == tuple(range(6))
+  for teacher in range(1, 13):
+    for student in range(1, teacher + 1):
+      layers = spread_layers(teacher, student)
+      gaps = np.diff((-1, *layers))
+      assert layers[-1] == teacher - 1
+      assert gaps.min() >= 1
+      assert gaps.max() - gaps.min() <= 1
+  with pytest.raises(ValueError, match="cannot start"):
+    spread_layers(2, 3)
