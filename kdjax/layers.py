@@ -1,8 +1,9 @@
-"""The few Linen layers that accept int8 weights: dense, embedding, attention; norm and dropout.
+"""The few Linen layers that accept int8 weights: dense, convolution, embedding, attention.
 
-Every weight of a `Dense` or `Embed` may be a `QTensor` in place of an array: the products are then
-int8 by int8. `dtype` is that of the computation; parameters stay float32, and so do softmax and
-the statistics of norms. Dropout is on exactly when the caller gave a `dropout` key.
+Norm and dropout too. Every weight of a `Dense`, `Conv` or `Embed` may be a `QTensor` in place of an
+array: the products are then int8 by int8. `dtype` is that of the computation; parameters stay
+float32, and so do softmax and the statistics of norms. Dropout is on exactly when the caller gave a
+`dropout` key.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.quant.conv import conv
 from kdjax.quant.dot import dot
 from kdjax.quant.qtensor import is_qtensor
 from kdjax.types import Array
@@ -95,6 +97,36 @@ class Dense(nn.Module):
     if not is_qtensor(kernel):
       kernel = kernel.astype(self.dtype)
     y = dot(x.astype(self.dtype), kernel).astype(self.dtype)
+    if self.use_bias:
+      bias = jnp.asarray(self.param("bias", self.bias_init, (self.features,)), self.dtype)
+      y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+    return y
+
+
+class Conv(nn.Module):
+  """A convolution over the axes between batch and channels; its kernel an array or a `QTensor`.
+
+  The kernel is `[*kernel_size, in / groups, features]`; see `kdjax.quant.conv`.
+  """
+
+  features: int
+  kernel_size: tuple[int, ...]
+  strides: int | tuple[int, ...] = 1
+  padding: Any = "SAME"
+  groups: int = 1
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+    kernel = self.param("kernel", self.kernel_init, shape)
+    if not is_qtensor(kernel):
+      kernel = kernel.astype(self.dtype)
+    options = {"strides": self.strides, "padding": self.padding, "groups": self.groups}
+    y = conv(x.astype(self.dtype), kernel, **options).astype(self.dtype)
     if self.use_bias:
       bias = jnp.asarray(self.param("bias", self.bias_init, (self.features,)), self.dtype)
       y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

@@ -10,6 +10,7 @@ from kdjax.quant.calibrate import (
   percentile_scale,
   search_scale,
 )
+from kdjax.quant.conv import conv, conv_plan
 from kdjax.quant.dot import dot
 from kdjax.quant.equalize import awq, smooth_quant, with_input_scales
 from kdjax.quant.integer import (
@@ -55,6 +56,8 @@ __all__ = [
   "awq",
   "choose_precisions",
   "contraction_axes",
+  "conv",
+  "conv_plan",
   "correct_biases",
   "dequantize",
   "dequantize_params",

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from kdjax.quant.conv import conv_plan
 from kdjax.quant.integer import dot_plan
 from kdjax.quant.qtensor import QTensor, dequantize, is_qtensor, quantize
 from kdjax.tree import leaves_with_path, map_with_path
@@ -229,7 +230,11 @@ def _summarize(path: Path, leaf: Any, rows: int, backend: str | None) -> LeafSum
 
 
 def _product(leaf: QTensor, rows: int, backend: str | None) -> str:
-  """How `dot` or `rdot` multiplies with it; a scale for every entry of an axis serves neither."""
+  """How `dot`, `rdot` or `conv` multiplies with it; a scale for every entry serves none."""
+  if leaf.ndim > 2 and leaf.scale.shape == (*(1,) * (leaf.ndim - 1), leaf.shape[-1]):
+    return (
+      f"convolved: {conv_plan(leaf.shape, affine=leaf.zero is not None, backend=backend).reason}"
+    )
   for axis in range(2):
     if leaf.ndim == 2 and leaf.scale.shape[axis] < leaf.shape[axis]:
       grouped, affine = leaf.scale.shape[axis] > 1, leaf.zero is not None
