@@ -12,8 +12,8 @@ class DataConfig:
 
   dataset: str = option(
     "synthetic",
-    "A file or folder holding an interaction log, 'tfds:<name>/<config>', or 'synthetic', the "
-    "embedded generator.",
+    "A file or folder holding an interaction log (for a resnet a folder of idx images), "
+    "'tfds:<name>/<config>', or 'synthetic', the embedded generator.",
   )
   format: Literal[
     "auto", "csv", "movielens", "sasrec", "sequences", "json_lines", "recbole", "parquet"
@@ -59,7 +59,7 @@ class DataConfig:
   data_seed: int = option(0, "Seed of the embedded data and of the packing of rows.")
 
 
-Family = Literal["sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp"]
+Family = Literal["sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +69,18 @@ class ModelConfig:
   model: Family = option(
     "sasrec",
     "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
-    "clicks: mlp.",
+    "clicks: mlp; images: resnet.",
   )
-  dim: int = option(64, "Width of embeddings and of the residual stream.", lower=1)
-  layers: int = option(2, "Blocks (or recurrent layers, or hidden layers).", lower=0)
+  dim: int = option(
+    64, "Width of embeddings and of the residual stream (of a resnet's first stage).", lower=1
+  )
+  layers: int = option(
+    2, "Blocks (or recurrent layers, or hidden layers, or blocks of each stage).", lower=0
+  )
   heads: int = option(1, "Attention heads; they divide --dim.", lower=1)
-  mlp_dim: int | None = option(None, "Width of the feed-forward layers; 4 x dim when not given.")
+  mlp_dim: int | None = option(
+    None, "Width of the feed-forward layers; 4 x dim when not given (a resnet: that of the stage)."
+  )
   dropout: float = option(0.2, "Dropout rate in training.", lower=0, upper=1)
 
 
@@ -113,7 +119,7 @@ class FitConfig:
   label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-    "ncf and mlp.",
+    "ncf and mlp, cross_entropy for resnet.",
   )
   num_negatives: int = option(
     256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."

@@ -33,7 +33,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   if (done := runs.finished(folder)) is not None:
     return done
   teachers = [runs.load_model(path, flag="--teacher") for path in config.teacher or ("",)]
-  runs.describe_data(config.data, folder)
+  runs.describe_data(config.data, config.model.model, folder)
   task = runs.make_task(config.data, config.model.model)
   for teacher in teachers:
     runs.check_teacher(teacher, task, config.data)

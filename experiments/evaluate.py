@@ -94,13 +94,13 @@ def agreement(student: Judgement, teacher: Judgement) -> dict[str, float]:
 
   Returns:
     For rankers `overlap@10` over all users, and over evenly spaced ones the KL of the catalogue's
-    softmax and Kendall's tau on the teacher's ten best; for clicks the Bernoulli KL and tau.
+    softmax and Kendall's tau on the teacher's ten best; for clicks and images KL and tau.
   """
   count = len(next(iter(teacher.per_case.values())))
   cases = np.unique(np.linspace(0, count - 1, min(count, AGREEMENT_CASES)).astype(np.int64))
   if teacher.top_k is None or student.top_k is None:
     ours, theirs = student.scores(cases), teacher.scores(cases)
-    kl = metrics.kl_metric(_two_classes(ours), _two_classes(theirs))
+    kl = metrics.kl_metric(_as_classes(ours), _as_classes(theirs))
     return {"kl": float(kl), "kendall": float(metrics.kendall_metric(ours, theirs))}
   kls, taus = [], []
   for block in np.array_split(cases, max(1, len(cases) // 64)):
@@ -117,8 +117,9 @@ def agreement(student: Judgement, teacher: Judgement) -> dict[str, float]:
   }
 
 
-def _two_classes(logits: Any) -> Any:
-  return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+def _as_classes(logits: Any) -> Any:
+  """Logits of classes; one logit an event is that of the second of two."""
+  return logits if logits.ndim == 2 else jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 
 
 def compare(a: Judgement, b: Judgement, metric: str, seed: int) -> dict[str, Any]:

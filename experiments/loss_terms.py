@@ -10,6 +10,7 @@ from kdjax.train.objective import Memory, Term
 from kdjax.types import Outputs
 
 CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.FEATURES}
+IMAGE: Mapping[str, Maker] = {**logit_terms.CATALOG, **feature_terms.FEATURES}
 PAIR: Mapping[str, Maker] = {
   **logit_terms.CATALOG,
   **candidate_terms.CATALOG,
@@ -29,7 +30,7 @@ def make_terms(
   """One term an entry.
 
   Args:
-    makers: the losses of the task: `CLICK`, `PAIR` or `SEQUENCE`.
+    makers: the losses of the task: `CLICK`, `IMAGE`, `PAIR` or `SEQUENCE`.
     view: how they read it.
     distill: the flags.
     num_teachers: how many there are to learn from.

@@ -13,9 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import clicks, pairs, sequences
+from experiments import clicks, images, pairs, sequences
 from experiments.config import DataConfig, ModelConfig
-from experiments.tasks import CLICK_FAMILIES, PAIR_FAMILIES, SEQUENCE_FAMILIES, Task
+from experiments.tasks import (
+  CLICK_FAMILIES,
+  IMAGE_FAMILIES,
+  PAIR_FAMILIES,
+  SEQUENCE_FAMILIES,
+  Task,
+)
 from kdjax import flags, models, quant, store, tree
 from kdjax.data import ids, interactions, sources, summary, synthetic
 from kdjax.metrics import statistics
@@ -116,6 +122,8 @@ def load_data(config: DataConfig) -> interactions.Dataset:
 @functools.lru_cache(maxsize=4)
 def make_task(config: DataConfig, family: str) -> Task:
   """The task that a family learns on the configured data."""
+  if family in IMAGE_FAMILIES:
+    return images.make_task(images.load(config), config, family)
   dataset = load_data(config)
   if family in SEQUENCE_FAMILIES:
     return sequences.make_task(dataset, config, family)
@@ -125,15 +133,20 @@ def make_task(config: DataConfig, family: str) -> Task:
   return clicks.make_task(dataset, config, family)
 
 
-def describe_data(config: DataConfig, workdir: pathlib.Path) -> None:
-  """Saves the id maps of the data with the run, and prints its summary once a process."""
-  ids.save_ids(load_data(config), workdir / "ids")
-  _print_summary(config)
+def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
+  """Saves the id maps of a log with the run, and prints its summary once a process."""
+  of_images = family in IMAGE_FAMILIES
+  if not of_images:
+    ids.save_ids(load_data(config), workdir / "ids")
+  _print_summary(config, of_images)
 
 
 @functools.lru_cache
-def _print_summary(config: DataConfig) -> None:
-  print(summary.format_summary(load_data(config).summary), flush=True)
+def _print_summary(config: DataConfig, of_images: bool) -> None:
+  if of_images:
+    print(images.describe(images.load(config)), flush=True)
+  else:
+    print(summary.format_summary(load_data(config).summary), flush=True)
 
 
 def model_sizes(config: ModelConfig, task: Task) -> Sizes:
@@ -158,6 +171,9 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     return _without(sizes, "max_length") | {"dim": dim, "num_layers": config.layers}
   if family == "two_tower":
     return _without(sizes, "max_length") | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
+  if family == "resnet":
+    dims = tuple(dim << stage for stage in range(3))
+    return sizes | {"dims": dims, "blocks": config.layers, "inner_dim": config.mlp_dim}
   if family == "mf":
     return _without(sizes, "dropout") | {"dim": dim}
   if family == "ncf":
@@ -245,7 +261,7 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  for name in ("num_items", "num_users", "cardinalities"):
+  for name in ("num_items", "num_users", "cardinalities", "num_classes"):
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
       raise ValueError(

@@ -1,4 +1,4 @@
-"""What a family of models learns from, and how it is judged: sequences, pairs or clicks.
+"""What a family of models learns from, and how it is judged: sequences, pairs, clicks, images.
 
 A `Task` is everything that the binaries need to know of a task, as plain functions, so that each
 binary is written once for all of them.
@@ -17,6 +17,7 @@ from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
 SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
 PAIR_FAMILIES = ("mf", "ncf")
 CLICK_FAMILIES = ("mlp",)
+IMAGE_FAMILIES = ("resnet",)
 
 
 class Judgement(NamedTuple):
@@ -43,7 +44,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair` or `click`; a student learns from a teacher of its own task.
+    name: `sequence`, `masked`, `pair`, `click` or `image`; a student learns from a teacher of its
+      own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.

@@ -26,7 +26,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  runs.describe_data(config.data, folder)
+  runs.describe_data(config.data, config.model.model, folder)
   task = runs.make_task(config.data, config.model.model)
   sizes = runs.model_sizes(config.model, task)
   fitted = fitting.fit_model(

@@ -7,6 +7,7 @@ from kdjax.models.linen import from_linen
 from kdjax.models.mf import make_mf, mf_axes, mf_sizes
 from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
 from kdjax.models.ncf import make_ncf, ncf_axes, ncf_sizes
+from kdjax.models.resnet import make_resnet, resnet_axes, resnet_sizes
 from kdjax.models.sasrec import make_sasrec, sasrec_axes, sasrec_sizes
 from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_sizes
 
@@ -22,6 +23,7 @@ __all__ = [
   "make_mf",
   "make_mlp",
   "make_ncf",
+  "make_resnet",
   "make_sasrec",
   "make_two_tower",
   "mf_axes",
@@ -30,6 +32,8 @@ __all__ = [
   "mlp_sizes",
   "ncf_axes",
   "ncf_sizes",
+  "resnet_axes",
+  "resnet_sizes",
   "sasrec_axes",
   "sasrec_sizes",
   "two_tower_axes",

@@ -26,7 +26,7 @@ from experiments.config import PruneConfig
 from kdjax import quant
 from kdjax.report import ResultError
 
-FAMILIES = ("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp")
+FAMILIES = ("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_family_trains_and_distils(trained, tmp_path, family):
   assert any(name.startswith("train/distill") for name in json.loads(lines[0]))
 
 
-@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "ncf", "mlp"])
+@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "ncf", "mlp", "resnet"])
 def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
   teacher = trained(family)
   options = PruneConfig(sparsity=0.6, keep_mlp=0.5, mask_every=1)
@@ -78,7 +78,7 @@ def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
   assert affine["size"]["nonzero"] <= pruned["size"]["nonzero"]
 
 
-@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "two_tower", "ncf", "mlp"])
+@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "two_tower", "ncf", "mlp", "resnet"])
 def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
   fit = dataclasses.replace(tiny.FIT, train_bits=8, epochs=4)
   config = prune.Config(

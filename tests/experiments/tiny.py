@@ -15,8 +15,11 @@ TEACHER = ModelConfig(dim=16, layers=1, heads=2)
 STUDENT = ModelConfig(dim=8, layers=1, heads=2)
 
 
+IMAGES = DataConfig(synthetic_users=120)
+
+
 def data_for(family):
-  return CLICKS if family == "mlp" else DATA
+  return {"mlp": CLICKS, "resnet": IMAGES}.get(family, DATA)
 
 
 def train_config(family="sasrec", **fit):

@@ -47,6 +47,7 @@ CLICKS = {
   "dense": jax.random.normal(KEY, (4, 3)),
   "categorical": jnp.array([[0, 1], [3, 0], [2, PAD], [1, 1]]),
 }
+IMAGES = {"image": jax.random.normal(KEY, (3, 7, 8, 2))}
 
 norm = 2 * D
 attention = 4 * D * D + 4 * D  # H * head_dim = D.
@@ -113,6 +114,17 @@ FAMILIES = {
   ),
   "mlp_linear": _family(
     "mlp", {"num_dense": 3, "cardinalities": (4, 2), "hidden": ()}, CLICKS, 6 + 3 + 1
+  ),
+  "resnet": _family(
+    "resnet",
+    {"num_classes": 3, "dims": (4, 6), "blocks": 2, "inner_dim": 5},
+    IMAGES,
+    # Stem; two blocks of 4; one that widens and has a shortcut, one of 6; the end.
+    9 * 2 * 4
+    + 2 * (2 * 4 + 9 * 4 * 5 + 2 * 5 + 9 * 5 * 4)
+    + (2 * 4 + 9 * 4 * 5 + 2 * 5 + 9 * 5 * 6 + 4 * 6)
+    + (2 * 6 + 9 * 6 * 5 + 2 * 5 + 9 * 5 * 6)
+    + (2 * 6 + 6 * 3 + 3),
   ),
 }
 

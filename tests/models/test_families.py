@@ -93,7 +93,7 @@ def test_int8_parameters_run_and_stay_close(name):
   family = FAMILIES[name]
   apply, params = fresh(name)
   small = quantize_params(params)
-  matrices = [p for p in jax.tree.leaves(params) if p.ndim == 2]
+  matrices = [p for p in jax.tree.leaves(params) if p.ndim >= 2]
   assert sum(map(is_qtensor, jax.tree.leaves(small, is_leaf=is_qtensor))) == len(matrices)
   expected, found = (logits(apply(p, family.batch)) for p in (params, small))
   assert np.abs(found - expected).max() < 0.06 * np.abs(expected).max()

@@ -44,6 +44,7 @@ AXES = {
   "two_tower_features": {"dim", "out"},
   "mlp": {"dim", "hidden_0", "hidden_1"},
   "mlp_linear": set(),
+  "resnet": {"dim_0", "dim_1"} | {f"stage_{s}_block_{b}/inner" for s in (0, 1) for b in (0, 1)},
 }
 
 # Every axis of every family alone (of all blocks together), and all of them at once.
