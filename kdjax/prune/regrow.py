@@ -63,15 +63,16 @@ def regrow(
   key: Array,
   fraction: float = 0.3,
   by_gradient: bool = True,
+  criterion: Callable[[Params], Params] | None = None,
   select: Select = is_matrix,
   distribution: Distribution = erdos_renyi_kernel,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Trains sparse from the start: the smallest weights go, as many others come.
 
-  Masks begin at random. At every `every`-th step t before `end` the fraction
-  $f_t = \frac{f}{2} (1 + \cos(\pi t / t_{end}))$ of the weights of each leaf that are smallest is
-  removed, and of all that are not there then, as many start anew from 0: those with the largest
-  gradients (RigL), or any (SET).
+  Masks begin at random, or by a criterion where params are trained already. At every `every`-th
+  step t before `end` the fraction $f_t = \frac{f}{2} (1 + \cos(\pi t / t_{end}))$ of the weights of
+  each leaf that are smallest is removed, and of all that are not there then, as many start anew
+  from 0: those with the largest gradients (RigL), or any (SET).
 
   Args:
     sparsity: fraction of the selected weights that is 0, always; in [0, 1).
@@ -81,6 +82,8 @@ def regrow(
     fraction: f, what changes at first, in [0, 1].
     by_gradient: RigL; False for SET. RigL needs the gradients of weights that are 0: call
       `tx.update(grads, state, params, grad=grads)`, as the train step does.
+    criterion: `params -> scores` of the first masks, such as `magnitude` for params that are
+      trained already; None for random ones.
     select: which leaves take part.
     distribution: how the sparsity spreads over leaves at the start; each keeps its number.
 
@@ -112,7 +115,10 @@ def regrow(
     raise ValueError(f"need every >= 1 and end >= 1, got {every} and {end}")
 
   def init(params: Params) -> PruneState:
-    scores = random(params, key=jax.random.fold_in(key, 0))
+    if criterion is not None:
+      scores = criterion(params)
+    else:
+      scores = random(params, key=jax.random.fold_in(key, 0))
     masks = make_masks(scores, sparsity=sparsity, select=select, distribution=distribution)
     return PruneState(jnp.zeros([], jnp.int32), masks)
 

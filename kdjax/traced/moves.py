@@ -14,6 +14,7 @@ from kdjax.traced.rule import (
   apart,
   fill_first,
   fill_unknown,
+  is_zero,
   tie_elementwise,
 )
 
@@ -207,6 +208,35 @@ def _fill_gather(op: Operation, at: At, atom: Extent, out: Value) -> Any:
   return at(op.ins[0], atom) if own else op.ins[0].uniform
 
 
+def _tie_scatter(op: Operation) -> None:
+  (operand, indices, updates), (out,) = op.ins, op.outs
+  numbers = op.params["dimension_numbers"]
+  for axis, other in zip(out.axes, operand.axes, strict=True):
+    tie(axis, other)
+  gone = set(numbers.inserted_window_dims) | set(numbers.operand_batching_dims)
+  window = [d for d in range(len(operand.axes)) if d not in gone]
+  for place, d in zip(numbers.update_window_dims, window, strict=True):
+    if updates.shape[place] == operand.shape[d]:
+      tie(updates.axes[place], operand.axes[d])
+    else:
+      fix(updates.axes[place], f"written by index ({op.name})")
+      fix(operand.axes[d], f"written by index ({op.name})")
+  for d in gone:
+    fix(operand.axes[d], f"written by index ({op.name})")
+  for i, axis in enumerate(updates.axes):
+    if i not in numbers.update_window_dims:
+      fix(axis, f"written one by one ({op.name})")
+  for axis in indices.axes:
+    fix(axis, f"places to write to ({op.name})")
+
+
+def _fill_scatter(op: Operation, at: At, atom: Extent, out: Value) -> Any:
+  """Two numbers that agree stay, but for sums of anything but 0."""
+  del out
+  number = agreed([at(op.ins[0], atom), at(op.ins[2], atom)])
+  return number if op.name == "scatter" or is_zero(number) else None
+
+
 def _resize_gather(op: Operation, size: Size) -> dict[str, Any]:
   table = op.ins[0]
   return {
@@ -286,6 +316,7 @@ MOVES: dict[str, Rule] = {
   "dynamic_slice": Rule(_tie_window, fill_first, _resize_shape("slice_sizes")),
   "dynamic_update_slice": Rule(_tie_window, _fill_update),
   "gather": Rule(_tie_gather, _fill_gather, _resize_gather),
+  **{name: Rule(_tie_scatter, _fill_scatter) for name in ("scatter", "scatter-add", "scatter_add")},
   "top_k": Rule(_tie_top_k, fill_unknown),
   "iota": Rule(_tie_iota, fill_unknown, _resize_shape("shape")),
   "random_bits": Rule(_tie_nothing, fill_unknown, _resize_shape("shape")),

@@ -69,23 +69,17 @@ def _tie_conv(op: Operation) -> None:
     fix(image.axes[place], "space (conv_general_dilated)")
     fix(out.axes[new], "space (conv_general_dilated)")
   tie(kernel.axes[outputs], out.axes[new_channels])
+  # A group may go whole; or a channel may, the same one of every group.
+  group = op.notes = Extent(groups)
+  tie(image.axes[channels], product([group, kernel.axes[inputs]]))
+  tie(kernel.axes[outputs], product([group, Extent(kernel.shape[outputs] // groups)]))
   if op.params["batch_group_count"] != 1:
     fix(image.axes[batch], "in groups (conv_general_dilated)")
     fix(kernel.axes[outputs], "in groups (conv_general_dilated)")
-  if groups == 1:
-    tie(image.axes[channels], kernel.axes[inputs])
-  elif kernel.shape[inputs] == 1:  # Depthwise: each channel makes some of its own.
-    some = Extent(kernel.shape[outputs] // groups)
-    tie(kernel.axes[outputs], product([image.axes[channels], some]))
-    fix(some, "of one channel (conv_general_dilated)")
-  else:
-    for axis in (image.axes[channels], kernel.axes[inputs], kernel.axes[outputs]):
-      fix(axis, "in groups (conv_general_dilated)")
 
 
 def _sums_conv(op: Operation) -> Iterator[tuple[Extent, list[Value]]]:
-  if op.params["feature_group_count"] == 1:
-    yield op.ins[0].axes[op.params["dimension_numbers"].lhs_spec[1]], op.ins
+  yield op.ins[1].axes[op.params["dimension_numbers"].rhs_spec[1]], op.ins
 
 
 def _fill_conv(op: Operation, at: At, atom: Extent, out: Value) -> Any:
@@ -97,10 +91,7 @@ def _fill_conv(op: Operation, at: At, atom: Extent, out: Value) -> Any:
 
 
 def _resize_conv(op: Operation, size: Size) -> dict[str, Any]:
-  groups = op.params["feature_group_count"]
-  if groups == 1 or op.ins[1].shape[op.params["dimension_numbers"].rhs_spec[1]] != 1:
-    return {}
-  return {"feature_group_count": size(op.ins[0].axes[op.params["dimension_numbers"].lhs_spec[1]])}
+  return {"feature_group_count": size(op.notes)}
 
 
 def _tie_pool(op: Operation) -> None:

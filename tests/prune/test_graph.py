@@ -57,6 +57,18 @@ class Pictures(nn.Module):
     return nn.Dense(3)(x.reshape(len(x), -1))
 
 
+class Grouped(nn.Module):
+  """Convolutions in groups: of several channels each, and depthwise with two outputs a channel."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(12, (3, 3))(x))
+    x = nn.relu(nn.Conv(18, (3, 3), feature_group_count=3)(x))
+    x = nn.relu(nn.Conv(8, (1, 1))(x))
+    x = nn.relu(nn.Conv(16, (3, 3), feature_group_count=8)(x))
+    return nn.Dense(3)(x.mean(axis=(1, 2)))
+
+
 class Recurrent(nn.Module):
   @nn.compact
   def __call__(self, x):
@@ -153,6 +165,15 @@ def network():
   return apply, jax.tree.map(lambda p: p + 0.1, params), VECTORS
 
 
+def pooled(params, x):
+  """Bags of vectors, added up by segment; some rows written over."""
+  hidden = jax.nn.relu(x @ params["up"])
+  flat = hidden.reshape(-1, hidden.shape[-1])
+  bags = jax.ops.segment_sum(flat, jnp.array([0, 1, 1, 2, 0, 2, 2, 1, 0, 0]), num_segments=3)
+  bags = bags.at[jnp.array([1])].set(hidden[0, :1])
+  return bags @ params["down"]
+
+
 # What is called, on what, and the groups that must be found.
 FUNCTIONS = {
   "encoder": (
@@ -169,6 +190,16 @@ FUNCTIONS = {
   "pictures": (
     *linen(Pictures(), IMAGES),
     {"params/Conv_0/kernel:3": 8, "params/Conv_2/kernel:3": 5, "params/Conv_3/kernel:3": 6},
+  ),
+  "grouped": (
+    *linen(Grouped(), IMAGES),
+    {
+      "params/Conv_0/kernel:3": 3,
+      "params/Conv_0/kernel:3.1": 4,
+      "params/Conv_1/kernel:3": 6,
+      "params/Conv_2/kernel:3": 8,
+      "params/Conv_3/kernel:3": 2,
+    },
   ),
   "recurrent": (
     *linen(Recurrent(), VECTORS),
@@ -190,6 +221,7 @@ FUNCTIONS = {
     VECTORS,
     {"up:1": 12},
   ),
+  "pooled": (pooled, arrays(up=(8, 12), down=(12, 3)), VECTORS, {"up:1": 12}),
   "gated": (gated, arrays(both=(8, 12), down=(6, 3)), VECTORS, {"both:1": 6}),
   "branching": (
     branching,

@@ -154,3 +154,10 @@ def test_gradients_pass_masks_straight():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(grads["kernel"], noise(0)["kernel"], rtol=1e-6)
     assert not grads["bias"].any()
+
+
+def test_a_criterion_makes_the_first_masks():
+  params = {"kernel": jnp.arange(1.0, 17.0).reshape(4, 4)}
+  tx = regrow(0.5, every=2, end=8, key=jax.random.key(0), criterion=magnitude)
+  (mask,) = jax.tree.leaves(find_masks(tx.init(params)))
+  assert mask.tolist() == (params["kernel"] > 8).tolist()
