@@ -1,10 +1,8 @@
 """The click task: whether an event with these features is a click (mlp, linear without layers)."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
@@ -12,7 +10,7 @@ import polars as pl
 from experiments import loss_terms
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import DenseLogits, View
-from experiments.tasks import Judgement, Task, label_loss_of
+from experiments.tasks import Judgement, Task, label_loss_of, predict
 from kdjax import losses
 from kdjax.data.errors import DataError
 from kdjax.data.interactions import Dataset
@@ -121,22 +119,6 @@ def features(dataset: Dataset) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
     "labels": events["label"].to_numpy().astype(np.float32),
   }
   return rows, tuple(sizes)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(apply, params, batch):
-  return apply(params, batch).logits
-
-
-def predict(apply, params, rows, *, size: int = 8192) -> np.ndarray:
-  """Logits of all events, float32 `[N]`, in blocks of one shape."""
-  found = []
-  count = len(rows["labels"])
-  for first in range(0, count, size):
-    index = np.minimum(np.arange(first, first + size), count - 1)
-    batch = {name: values[index] for name, values in rows.items()}
-    found.append(np.asarray(_logits(apply, params, batch))[: count - first])
-  return np.concatenate(found)
 
 
 def label_loss(student, teacher, batch):

@@ -178,6 +178,16 @@ class PruneConfig:
   sparsity: float = option(
     0.5, "Share of each weight matrix set to 0 by magnitude.", lower=0, upper=1
   )
+  prune_method: Literal["cubic", "one_shot", "rigl", "set"] = option(
+    "cubic",
+    "cubic raises the sparsity over --ramp; one_shot masks at the first step; rigl and set keep the "
+    "sparsity and move the masks until --ramp, by gradients or at random.",
+  )
+  prune_criterion: Literal["magnitude", "movement", "saliency", "fisher"] = option(
+    "magnitude",
+    "What makes a weight worth keeping (cubic and one_shot): its size; or sums over the steps of "
+    "gradient times weight (movement), their magnitudes (saliency), or squares (fisher).",
+  )
   keep_mlp: float = option(1.0, "Share of feed-forward width kept; the arrays shrink.", upper=1)
   keep_heads: float = option(1.0, "Share of attention heads kept; the arrays shrink.", upper=1)
   keep_dim: float = option(1.0, "Share of embedding dimensions kept; the arrays shrink.", upper=1)
@@ -188,6 +198,6 @@ class PruneConfig:
   )
   prune_tables: bool = option(True, "Whether embedding tables take part in the masks.")
   ramp: float = option(
-    0.5, "Share of the epochs over which the cubic schedule reaches --sparsity.", lower=0, upper=1
+    0.5, "Share of the epochs over which sparsity grows, or masks move.", lower=0, upper=1
   )
-  mask_every: int = option(20, "Steps between new masks on the way there.", lower=1)
+  mask_every: int = option(20, "Steps between new masks.", lower=1)

@@ -1,7 +1,6 @@
 """The image task: which class an image belongs to (resnet)."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ import numpy as np
 from experiments import loss_terms
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import DenseLogits, View
-from experiments.tasks import Judgement, Task, label_loss_of
+from experiments.tasks import Judgement, Task, label_loss_of, predict
 from kdjax import losses
-from kdjax.data.images import ImageDataset, Images, load_images, make_images
+from kdjax.data.images import ImageDataset, load_images, make_images
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
 
@@ -42,8 +41,8 @@ def make_task(dataset: ImageDataset, config: DataConfig, family: str) -> Task:
   train = dataset.parts["train"]
 
   def judge(apply, params, part) -> Judgement:
-    logits = predict(apply, params, dataset.parts[part])
-    labels = dataset.parts[part].labels
+    images, labels = dataset.parts[part]
+    logits = predict(apply, params, {"image": images}, size=256)
     right = np.argmax(logits, axis=1) == labels
     log_probs = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
     loss = -np.take_along_axis(np.asarray(log_probs), labels[:, None], axis=1)[:, 0]
@@ -70,20 +69,6 @@ def make_task(dataset: ImageDataset, config: DataConfig, family: str) -> Task:
       loss_terms.IMAGE, make_view(len(train.labels)), distill, **counts
     ),
   )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(apply, params, batch):
-  return apply(params, batch).logits
-
-
-def predict(apply: Any, params: Any, part: Images, *, size: int = 256) -> np.ndarray:
-  """Logits of all images, float32 `[N, classes]`, in blocks of one shape."""
-  found, count = [], len(part.labels)
-  for first in range(0, count, size):
-    index = np.minimum(np.arange(first, first + size), count - 1)
-    found.append(np.asarray(_logits(apply, params, {"image": part.images[index]})))
-  return np.concatenate(found)[:count]
 
 
 def label_loss(student, teacher, batch):

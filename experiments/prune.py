@@ -1,7 +1,8 @@
 """Prunes a trained student and lets it recover by distillation.
 
 Structures first (layers, feed-forward width, heads, embedding dimensions: the arrays shrink), then
-weights by magnitude on a cubic schedule while the student learns from its teacher.
+weights (by magnitude on a cubic schedule, or as --prune_method and --prune_criterion say) while the
+student learns from its teacher.
 
 python -m experiments.prune --workdir=runs/pruned --model_dir=runs/student --teacher=runs/teacher
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments import cli, fitting, runs
 from experiments.config import DistillConfig, FitConfig, PruneConfig
@@ -54,7 +56,6 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     runs.check_teacher(teacher, task, source.data)
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
-  select = under("student", select=selected(config.prune))
   fitted = fitting.fit_model(
     task,
     source.family,
@@ -65,7 +66,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     teachers=() if teacher is None else (teacher,),
     cache_queries=config.distill.cache_queries,
     start=jax.tree.map(jnp.asarray, params),
-    last=lambda num_steps: pruning.prune(schedule(config.prune, num_steps), select=select),
+    last=lambda num_steps: transform(config.prune, num_steps, config.fit.seed),
     # A student that is not yet as sparse as was asked for cannot be the best one.
     min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
@@ -84,15 +85,41 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   )
 
 
-def schedule(config: PruneConfig, num_steps: int) -> pruning.Schedule:
-  """Cubic from the first step on, at its full sparsity when the ramp ends."""
+def transform(
+  config: PruneConfig, num_steps: int, seed: int
+) -> optax.GradientTransformationExtraArgs:
+  """The last link of the optimizer chain, on the student's leaves."""
+  select = under("student", select=selected(config))
+  if config.prune_method in ("rigl", "set"):
+    return pruning.regrow(
+      config.sparsity,
+      every=config.mask_every,
+      end=max(1, round(config.ramp * num_steps)),
+      key=jax.random.key(seed),
+      by_gradient=config.prune_method == "rigl",
+      criterion=pruning.magnitude,  # The student is trained already.
+      select=select,
+      distribution=pruning.uniform,
+    )
   end = last_mask(config, num_steps)
-  return pruning.cubic(config.sparsity, start=0, end=end, every=config.mask_every)
+  if config.prune_method == "one_shot":
+    schedule: pruning.Schedule = pruning.one_shot(config.sparsity, step=end)
+  else:
+    schedule = pruning.cubic(config.sparsity, start=0, end=end, every=config.mask_every)
+  if config.prune_criterion == "magnitude":
+    return pruning.prune(schedule, select=select)
+  by_gradient = getattr(pruning, config.prune_criterion)
+  return pruning.prune(schedule, gradient_criterion=by_gradient, select=select)
 
 
 def last_mask(config: PruneConfig, num_steps: int) -> int:
-  """The step, from 0, that makes the final masks."""
-  return max(0, round(config.ramp * num_steps) - 1) if config.sparsity else 0
+  """The step, from 0, from which on the student is as sparse as it will be."""
+  if not config.sparsity or config.prune_method in ("rigl", "set"):
+    return 0
+  if config.prune_method == "one_shot":
+    # Gradients must be seen before they can be summed.
+    return 0 if config.prune_criterion == "magnitude" else min(config.mask_every, num_steps - 1)
+  return max(0, round(config.ramp * num_steps) - 1)
 
 
 def selected(config: PruneConfig) -> Select:

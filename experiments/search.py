@@ -117,9 +117,10 @@ def run(search: SearchConfig, setup: Setup, folder: pathlib.Path) -> dict[str, A
   while open_trials:
     trial = min(open_trials, key=lambda t: urgency(t, search, found, planned, steps, folder))
     open_trials.remove(trial)
-    if search.budget_steps is not None:
+    missing = missing_steps(trial, steps, folder)
+    if missing and search.budget_steps is not None:
       spent = sum(_steps_taken(path) for path in (folder / "trials").glob("*"))
-      if spent + missing_steps(trial, steps, folder) > search.budget_steps:
+      if spent + missing > search.budget_steps:
         left[trial.name] = f"--budget_steps={search.budget_steps} are spent ({spent:,} taken)"
         continue
     train_trial(trial, setup, folder / "trials")
@@ -174,14 +175,12 @@ def plan(trials: Sequence[Trial], setup: Setup, path: pathlib.Path) -> dict[str,
 
   Kept in a file: a search that goes on must not time again and decide otherwise.
   """
-  if path.exists():
-    planned = json.loads(path.read_text(encoding="utf-8"))
-    if all(trial.name in planned for trial in trials):
-      return planned
-  print(f"timing {len(trials)} untrained models", flush=True)
-  planned, candidates = {}, {}
+  planned = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  new = [trial for trial in trials if trial.name not in planned]
+  print(f"timing {len(new)} untrained models", flush=True)
+  candidates = {}
   task = runs.make_task(setup.data, setup.student.model)
-  for trial in trials:
+  for trial in new:
     params, sizes = _untrained(trial, setup, task)
     planned[trial.name] = {"bytes": float(store.predict_bytes(params))}
     serve = jax.jit(task.serve(runs.make_model(setup.student.model, sizes).apply))
@@ -191,10 +190,10 @@ def plan(trials: Sequence[Trial], setup: Setup, path: pathlib.Path) -> dict[str,
     for name, (serve, params, request) in candidates.items()
   }
   times = cost.time_calls(calls, num_calls=setup.requests)
-  for trial in trials:
+  for trial in new:
     planned[trial.name]["p50_ms"] = float(np.median(times[_timed_as(trial)])) * 1e3
   _write(path, planned)
-  return planned
+  return {trial.name: planned[trial.name] for trial in trials}
 
 
 def ruled_out(

@@ -4,9 +4,11 @@ A `Task` is everything that the binaries need to know of a task, as plain functi
 binary is written once for all of them.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.config import DistillConfig, FitConfig
@@ -91,3 +93,20 @@ def label_loss_of(fit: FitConfig, default: str, allowed: tuple[str, ...], family
   if name not in allowed:
     raise ValueError(f"--label_loss={name} does not fit --model={family}; use {', '.join(allowed)}")
   return name
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(apply, params, batch):
+  return apply(params, batch).logits
+
+
+def predict(
+  apply: Apply, params: Params, rows: Mapping[str, np.ndarray], *, size: int = 8192
+) -> np.ndarray:
+  """Logits of all cases, float32 `[N, ...]`, in blocks of one shape."""
+  found, count = [], len(next(iter(rows.values())))
+  for first in range(0, count, size):
+    index = np.minimum(np.arange(first, first + size), count - 1)
+    batch = {name: values[index] for name, values in rows.items()}
+    found.append(np.asarray(_logits(apply, params, batch))[: count - first])
+  return np.concatenate(found)

@@ -82,6 +82,12 @@ class Dropout(nn.Module):
     return dropout(x, self.rate, self.make_rng("dropout"))
 
 
+def _biased(layer: Any, y: Array) -> Array:
+  """`y` plus the layer's own bias."""
+  bias = jnp.asarray(layer.param("bias", layer.bias_init, (layer.features,)), layer.dtype)
+  return y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+
+
 class Dense(nn.Module):
   """`y = x W + b`, W `[in, features]` an array or a `QTensor`."""
 
@@ -97,10 +103,7 @@ class Dense(nn.Module):
     if not is_qtensor(kernel):
       kernel = kernel.astype(self.dtype)
     y = dot(x.astype(self.dtype), kernel).astype(self.dtype)
-    if self.use_bias:
-      bias = jnp.asarray(self.param("bias", self.bias_init, (self.features,)), self.dtype)
-      y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
-    return y
+    return _biased(self, y) if self.use_bias else y
 
 
 class Conv(nn.Module):
@@ -127,10 +130,7 @@ class Conv(nn.Module):
       kernel = kernel.astype(self.dtype)
     options = {"strides": self.strides, "padding": self.padding, "groups": self.groups}
     y = conv(x.astype(self.dtype), kernel, **options).astype(self.dtype)
-    if self.use_bias:
-      bias = jnp.asarray(self.param("bias", self.bias_init, (self.features,)), self.dtype)
-      y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
-    return y
+    return _biased(self, y) if self.use_bias else y
 
 
 class Embed(nn.Module):

@@ -10,15 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.quant.integer import (
-  LEVELS,
-  DotPlan,
-  dot_plan,
-  learned_round,
-  pass_gradient,
-  spread,
-  symmetric_scale,
-)
+from kdjax.quant.integer import DotPlan, dot_plan, float_weight, round_inputs, seen_inputs
 from kdjax.quant.qtensor import QTensor, dequantize
 from kdjax.types import Array
 
@@ -188,16 +180,6 @@ def _unfold(x: Array, w: tuple[int, ...], window: Window) -> Array:
   return jnp.concatenate(parts, axis=-1)
 
 
-def _scale_of(x: Array, input_scale: Array | None) -> Array:
-  """One scale an example, `[N, 1, ...]`."""
-  each = tuple(range(1, x.ndim))
-  if input_scale is None:
-    return symmetric_scale(x, axis=each)
-  # Integers have no NaN: the scale of the example tells.
-  hidden = jnp.any(jnp.isnan(x), axis=each, keepdims=True)
-  return jnp.where(hidden, jnp.nan, input_scale.reshape((1,) * x.ndim))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _straight_through(
   x: Array,
@@ -209,12 +191,7 @@ def _straight_through(
   window: Window,
 ) -> Array:
   del shadow
-  steps = _scale_of(x, input_scale)
-  if input_scale is None:
-    quantized = jnp.round(x * (1 / steps)).astype(jnp.int8)
-  else:
-    clipped = jnp.clip(jnp.round(x / input_scale.reshape((1,) * x.ndim)), -LEVELS, LEVELS)
-    quantized = clipped.astype(jnp.int8)
+  quantized, steps = round_inputs(x, input_scale, axis=tuple(range(1, x.ndim)))
   unfolded = _unfold(quantized, values.shape, window)
   flat = values.astype(jnp.int8).reshape(-1, values.shape[-1])
   dims = (((unfolded.ndim - 1,), (0,)), ((), ()))
@@ -235,18 +212,8 @@ def _backward(window: Window, residuals, cotangent: Array):
   x, values, scale, zero, input_scale, shadow = residuals
 
   def product(x, scale, input_scale, shadow):
-    if input_scale is None:
-      steps = symmetric_scale(x, axis=tuple(range(1, x.ndim)))
-      seen = pass_gradient(x, jnp.round(x * (1 / steps)) * steps)
-    else:
-      seen = learned_round(x, input_scale.reshape((1,) * x.ndim), LEVELS)
-    weights = values.astype(jnp.float32)
-    if zero is not None:
-      weights = weights - spread(zero, values.shape).astype(jnp.float32)
-    weights = weights * spread(scale, values.shape)
-    if shadow is not None:
-      weights = pass_gradient(shadow, weights)
-    return _float_conv(seen, weights, window)
+    seen = seen_inputs(x, input_scale, axis=tuple(range(1, x.ndim)))
+    return _float_conv(seen, float_weight(values, scale, zero, shadow), window)
 
   _, pull = jax.vjp(product, x, scale, input_scale, shadow)
   dx, dscale, dinput, dshadow = pull(cotangent)

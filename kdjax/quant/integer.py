@@ -226,6 +226,37 @@ def learned_round(x: Array, scale: Array, levels: int) -> Array:
   return pass_gradient(clipped, jnp.round(clipped)) * scale
 
 
+def round_inputs(
+  x: Array, input_scale: Array | None, *, axis: int | tuple[int, ...]
+) -> tuple[Array, Array]:
+  """Activations as int8, and their float32 scales: found over `axis`, or the static one."""
+  if input_scale is None:
+    scale = symmetric_scale(x, axis=axis)
+    # Never beyond 127.0001 in size, so no clipping; a reciprocal a row, not a division an entry.
+    return jnp.round(x * (1 / scale)).astype(jnp.int8), scale
+  fixed = input_scale.reshape((1,) * x.ndim)
+  # Integers have no NaN: the scale of the row tells.
+  scale = jnp.where(jnp.any(jnp.isnan(x), axis=axis, keepdims=True), jnp.nan, fixed)
+  return jnp.clip(jnp.round(x / fixed), -LEVELS, LEVELS).astype(jnp.int8), scale
+
+
+def seen_inputs(x: Array, input_scale: Array | None, *, axis: int | tuple[int, ...]) -> Array:
+  """What `round_inputs` stands for, in float, rounding the identity to the gradient."""
+  if input_scale is not None:
+    return learned_round(x, input_scale.reshape((1,) * x.ndim), LEVELS)
+  scale = symmetric_scale(x, axis=axis)
+  return pass_gradient(x, jnp.round(x * (1 / scale)) * scale)
+
+
+def float_weight(values: Array, scale: Array, zero: Array | None, shadow: Array | None) -> Array:
+  """`(values - zero) * scale`, whose gradient goes to `shadow` if there is one."""
+  weight = values.astype(jnp.float32)
+  if zero is not None:
+    weight = weight - spread(zero, weight.shape).astype(jnp.float32)
+  weight = weight * spread(scale, weight.shape)
+  return weight if shadow is None else pass_gradient(shadow, weight)
+
+
 def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
   dims = (((x.ndim - 1,), (axis,)), ((), ()))
   return jax.lax.dot_general(x, values, dims, preferred_element_type=dtype)
@@ -234,16 +265,10 @@ def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
 def _float_dot(
   x: Array, values: Array, scale: Array, zero: Array | None, shadow: Array | None, axis: int
 ) -> Array:
-  weight = values.astype(jnp.float32)
-  if zero is not None:
-    weight = weight - spread(zero, weight.shape).astype(jnp.float32)
-  if shadow is not None:
-    return _contract(
-      x, pass_gradient(shadow, weight * spread(scale, weight.shape)), axis, jnp.float32
-    )
-  if scale.shape[axis] != 1:
-    return _contract(x, weight * spread(scale, weight.shape), axis, jnp.float32)
-  y = _contract(x, weight, axis, jnp.float32)
+  if shadow is not None or scale.shape[axis] != 1:
+    return _contract(x, float_weight(values, scale, zero, shadow), axis, jnp.float32)
+  # Scales after the product, which are fewer.
+  y = _contract(x, float_weight(values, jnp.ones_like(scale), zero, None), axis, jnp.float32)
   return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -260,15 +285,7 @@ def _straight_through(
 ) -> Array:
   del shadow
   flat = x.reshape(-1, x.shape[-1])
-  if input_scale is None:
-    row_scale = symmetric_scale(flat, axis=-1)
-    # Never beyond 127.0001 in size, so no clipping; a reciprocal a row, not a division an entry.
-    quantized = jnp.round(flat * (1 / row_scale)).astype(jnp.int8)
-  else:
-    fixed = input_scale.reshape(1, 1)
-    # Integers have no NaN: the scale of the row tells.
-    row_scale = jnp.where(jnp.any(jnp.isnan(flat), axis=-1, keepdims=True), jnp.nan, fixed)
-    quantized = jnp.clip(jnp.round(flat / fixed), -LEVELS, LEVELS).astype(jnp.int8)
+  quantized, row_scale = round_inputs(flat, input_scale, axis=-1)
   if rows > flat.shape[0]:
     quantized = jnp.pad(quantized, ((0, rows - flat.shape[0]), (0, 0)))
   total = _contract(quantized, values.astype(jnp.int8), axis, jnp.int32)
@@ -289,12 +306,7 @@ def _backward(axis: int, rows: int, residuals, cotangent: Array):
   x, values, scale, zero, input_scale, shadow = residuals
 
   def product(x, scale, input_scale, shadow):
-    if input_scale is None:
-      row_scale = symmetric_scale(x, axis=-1)
-      seen = pass_gradient(x, jnp.round(x * (1 / row_scale)) * row_scale)
-    else:
-      seen = learned_round(x, input_scale.reshape((1,) * x.ndim), LEVELS)
-    return _float_dot(seen, values, scale, zero, shadow, axis)
+    return _float_dot(seen_inputs(x, input_scale, axis=-1), values, scale, zero, shadow, axis)
 
   _, pull = jax.vjp(product, x, scale, input_scale, shadow)
   dx, dscale, dinput, dshadow = pull(cotangent)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from kdjax.quant.integer import learned_round, levels_of, pass_gradient, spread
+from kdjax.quant.integer import learned_round, levels_of, pass_gradient, seen_inputs, spread
 from kdjax.quant.params import AxisRule, contraction_axes, convert_params, is_weight
 from kdjax.quant.qtensor import QTensor, dequantize, fake_quant, is_qtensor, quantize
 from kdjax.types import Array, FactoredLogits, Params, Path, Select
@@ -192,8 +192,5 @@ def as_served(logits: Any) -> Any:
   query, table = logits.query.astype(jnp.float32), logits.table
   if table.input_factor is not None:
     query = query * table.input_factor.reshape((1,) * (query.ndim - 1) + (-1,))
-  if table.input_scale is not None:
-    query = learned_round(query, table.input_scale.reshape((1,) * query.ndim), levels_of(8))
-  else:
-    query = fake_quant(query, axis=-1)
+  query = seen_inputs(query, table.input_scale, axis=-1)
   return FactoredLogits(query, dequantize(table.replace(input_factor=None)), logits.bias)

@@ -116,6 +116,21 @@ def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
     quantize.run(quantize.Config(model, mixed_mb=0.0001), tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+  ("method", "criterion"),
+  [
+    ("one_shot", "magnitude"), ("one_shot", "saliency"), ("cubic", "movement"),
+    ("cubic", "fisher"), ("rigl", "magnitude"), ("set", "magnitude"),
+  ],
+)  # fmt: skip
+def test_every_way_to_prune_reaches_the_sparsity(trained, tmp_path, method, criterion):
+  options = PruneConfig(sparsity=0.7, prune_method=method, prune_criterion=criterion, mask_every=2)
+  teacher = str(trained())
+  result = prune.run(prune.Config(teacher, teacher, prune=options, fit=tiny.FIT), tmp_path)
+  assert result["training"]["sparsity"] == pytest.approx(0.7, abs=0.02)
+  assert result["training"]["best_step"] >= 1
+
+
 @pytest.mark.parametrize("family", ["sasrec", "bert4rec", "gru4rec"])
 def test_a_student_starts_as_some_layers_of_its_teacher(tmp_path, family):
   config = tiny.train_config(family)
