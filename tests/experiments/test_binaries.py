@@ -15,7 +15,6 @@ from experiments import (
   compress,
   distill,
   evaluate,
-  fitting,
   prune,
   quantize,
   report,
@@ -27,18 +26,6 @@ from kdjax import quant
 from kdjax.report import ResultError
 
 FAMILIES = ("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  """A trained teacher of every family that a test asks for, trained once."""
-  folder = tmp_path_factory.mktemp("teachers")
-
-  def get(family="sasrec"):
-    train.run(tiny.train_config(family), folder / family)
-    return folder / family
-
-  return get
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,85 +63,6 @@ def test_every_family_prunes_and_quantizes(trained, tmp_path, family):
   affine = quantize.run(config, tmp_path / "affine")
   # What was pruned is still 0; what was small may have become it.
   assert affine["size"]["nonzero"] <= pruned["size"]["nonzero"]
-
-
-@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "two_tower", "ncf", "mlp", "resnet"])
-def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
-  fit = dataclasses.replace(tiny.FIT, train_bits=8, epochs=4)
-  config = prune.Config(
-    str(trained(family)), str(trained(family)), prune=PruneConfig(0.5, mask_every=1), fit=fit
-  )
-  pruned = prune.run(config, tmp_path / "pruned")
-  assert pruned["training"]["sparsity"] == pytest.approx(0.5, abs=0.02)
-  floats = runs.load_model(tmp_path / "pruned", flag="--")
-  quantize.run(quantize.Config(str(tmp_path / "pruned"), rest_dtype="float32"), tmp_path / "int8")
-  served = runs.load_model(tmp_path / "int8", flag="--")
-  task = runs.make_task(served.data, family)
-  apply = runs.make_model(family, served.sizes).apply
-  # Validation has judged what is served now.
-  value = fitting.means(task.judge(apply, served.params, "valid"))[task.metric]
-  assert value == pytest.approx(pruned["training"]["best_valid"], abs=1e-6)
-  assert not any(quant.is_qtensor(leaf) for leaf in jax.tree.leaves(floats.params))
-
-
-@pytest.mark.parametrize(("family", "limits"), [("sasrec", (4, 2.8)), ("mf", (2.2, 1.4))])
-def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
-  model = str(trained(family))
-  sizes = {}
-  for name, kb in zip(("wide", "tight"), limits, strict=True):
-    mb = kb / 1000
-    result = quantize.run(quantize.Config(model, mixed_mb=mb), tmp_path / name)
-    found = result["training"]["sensitivity"]
-    chosen = result["training"]["precisions"]
-    sizes[name] = sum(s["nbytes"] for s in found if chosen[s["path"]] == s["precision"])
-    assert sizes[name] <= mb * 1e6
-    params = runs.load_model(tmp_path / name, flag="--").params
-    kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(params, is_leaf=quant.is_qtensor)}
-    assert "QTensor" in kinds
-  assert sizes["tight"] < sizes["wide"]
-  with pytest.raises(ValueError, match=r"--mixed_mb=0.0001: .* the smallest precisions take"):
-    quantize.run(quantize.Config(model, mixed_mb=0.0001), tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-  ("method", "criterion"),
-  [
-    ("one_shot", "magnitude"), ("one_shot", "saliency"), ("cubic", "movement"),
-    ("cubic", "fisher"), ("rigl", "magnitude"), ("set", "magnitude"),
-  ],
-)  # fmt: skip
-def test_every_way_to_prune_reaches_the_sparsity(trained, tmp_path, method, criterion):
-  options = PruneConfig(sparsity=0.7, prune_method=method, prune_criterion=criterion, mask_every=2)
-  teacher = str(trained())
-  result = prune.run(prune.Config(teacher, teacher, prune=options, fit=tiny.FIT), tmp_path)
-  assert result["training"]["sparsity"] == pytest.approx(0.7, abs=0.02)
-  assert result["training"]["best_step"] >= 1
-
-
-@pytest.mark.parametrize("family", ["sasrec", "bert4rec", "gru4rec"])
-def test_a_student_starts_as_some_layers_of_its_teacher(tmp_path, family):
-  config = tiny.train_config(family)
-  deep = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=3))
-  train.run(deep, tmp_path / "teacher")
-  teacher = runs.load_model(tmp_path / "teacher", flag="--")
-  options = PruneConfig(sparsity=0.0, keep_layers=(0, 2))
-  params, sizes = prune.shrink(teacher, options)
-  name = "layer_" if family == "gru4rec" else "block_"
-  assert sizes["num_layers"] == 2
-  jax.tree.map(np.testing.assert_array_equal, params[f"{name}1"], teacher.params[f"{name}2"])
-  assert f"{name}2" not in params
-  run = prune.Config(
-    str(tmp_path / "teacher"), str(tmp_path / "teacher"), prune=options, fit=tiny.FIT
-  )
-  result = prune.run(run, tmp_path / "student")
-  assert result["sizes"]["num_layers"] == 2
-  with pytest.raises(ValueError, match=r"--keep_layers=0,7: no layers \[7\]"):
-    prune.shrink(teacher, dataclasses.replace(options, keep_layers=(0, 7)))
-
-
-def test_train_bits_are_checked(tmp_path):
-  with pytest.raises(ValueError, match="--train_bits=5"):
-    train.run(tiny.train_config(train_bits=5), tmp_path)
 
 
 def test_compress_writes_table_plots_and_models_and_is_resumable(tmp_path, capsys):
