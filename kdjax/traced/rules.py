@@ -3,6 +3,7 @@
 from typing import Any
 
 from kdjax.traced.extents import Extent
+from kdjax.traced.lookups import LOOKUPS
 from kdjax.traced.moves import MOVES
 from kdjax.traced.program import Operation, Value
 from kdjax.traced.rule import At, Rule, fill_elementwise, tie_elementwise
@@ -31,5 +32,6 @@ RULES: dict[str, Rule] = {
   **{name: Rule(tie_elementwise, fill_elementwise) for name in ELEMENTWISE},
   **{name: Rule(tie_elementwise, _fill_same) for name in SAME},
   **MOVES,
+  **LOOKUPS,
   **SUMS,
 }

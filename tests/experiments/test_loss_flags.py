@@ -100,7 +100,7 @@ def teacher(tmp_path_factory):
     ("mf", loss_terms.PAIR),
     ("ncf", {"kl": None, "topology": None, "hint": None, "relaxed_ranking": None}),
     ("mlp", loss_terms.CLICK),
-    ("resnet", loss_terms.IMAGE),
+    ("resnet", {"kl": None, "decoupled": None, "dist": None, "hint": None, "topology": None}),
   ],
 )
 def test_every_loss_trains_by_flags(family, makers, tmp_path):
