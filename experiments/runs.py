@@ -199,8 +199,10 @@ def _make_model(family: str, sizes: str, dtype: str) -> Model:
 
 
 def serves_integers(path: tree.Path, leaf: Any) -> bool:
-  """Which leaves are quantised: positions are few, and added to every embedding, so int8 there
-  saves little and costs most."""
+  """Which leaves are quantised: all matrices but positions.
+
+  Those are few, and added to every embedding: int8 there saves little and costs most.
+  """
   return tree.is_matrix(path, leaf) and "position_embedding" not in path
 
 

@@ -100,6 +100,9 @@ def conv_plan(
 ) -> DotPlan:
   """How a convolution with an int8 kernel is computed on a backend, by measurement.
 
+  The kernel alone decides, as measured on batches of 64: a single image with few windows may be
+  slower than in float (0.84 times its speed at 14 x 14 x 32 on a CPU).
+
   Args:
     shape: of the kernel, `[*window, C, O]`.
     grouped: whether channels are convolved in groups.
