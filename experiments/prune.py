@@ -91,6 +91,11 @@ def transform(
   """The last link of the optimizer chain, on the student's leaves."""
   select = under("student", select=selected(config))
   if config.prune_method in ("rigl", "set"):
+    if config.prune_criterion != "magnitude":
+      raise ValueError(
+        f"--prune_criterion={config.prune_criterion} does not fit --prune_method="
+        f"{config.prune_method}, which removes the smallest weights; leave it out"
+      )
     return pruning.regrow(
       config.sparsity,
       every=config.mask_every,

@@ -19,7 +19,7 @@ class Sensitivity(NamedTuple):
 
   Attributes:
     path: names from the root, joined by "/".
-    precision: one of `PRECISIONS`, or any float type of JAX.
+    precision: int8, int4, float32, bfloat16 or float16.
     nbytes: of the leaf, scales included.
     increase: of the loss when this leaf alone is rounded, in the loss's unit; may be negative.
   """
@@ -55,7 +55,7 @@ def measure_sensitivity(
     Sensitivity of every selected leaf in every precision, in the tree's order.
 
   Raises:
-    ValueError: for a precision that is neither int8, int4 nor a float type.
+    ValueError: for a precision that is neither int8, int4, float32, bfloat16 nor float16.
 
   Example:
     >>> import jax.numpy as jnp

@@ -66,6 +66,14 @@ def test_every_way_to_prune_reaches_the_sparsity(trained, tmp_path, method, crit
   assert result["training"]["best_step"] >= 1
 
 
+def test_regrowth_takes_no_criterion():
+  options = PruneConfig(prune_method="rigl", prune_criterion="fisher")
+  with pytest.raises(
+    ValueError, match=r"--prune_criterion=fisher does not fit --prune_method=rigl"
+  ):
+    prune.transform(options, 10, seed=0)
+
+
 @pytest.mark.parametrize("family", ["sasrec", "gru4rec"])
 def test_a_student_starts_as_some_layers_of_its_teacher(tmp_path, family):
   config = tiny.train_config(family)
