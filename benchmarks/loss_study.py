@@ -5,7 +5,8 @@ python -m benchmarks.loss_study --dataset=movielens-1m
 One teacher, that of `benchmarks.recommenders`, trained here where its workdir does not hold it yet;
 its queries are kept. Students differ in their loss only: each starts from its own first parameters
 and trains for as many epochs. Weights are chosen on the validation items of the first seed, and the
-test items judge the choice once. A stopped run goes on.
+test items judge the choice once. A stopped run goes on. `--only=KL,RD` trains the students of some
+losses, so that processes can share the work; a run of all then sums up.
 """
 
 import dataclasses
@@ -67,8 +68,8 @@ STUDIED: dict[str, tuple[Choice, ...]] = {
 }
 
 
-def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
-  """Trains what is missing, and sums up."""
+def run(dataset: str, data: pathlib.Path, work: pathlib.Path, only: list[str]) -> dict[str, Any]:
+  """Trains what is missing, of some losses or of all, and sums up."""
   config = CONFIGS[dataset]
   log = dataclasses.replace(config.data, dataset=str(data / dataset))
   model = dataclasses.replace(STUDENT, dropout=config.student.dropout)
@@ -89,7 +90,8 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
   first, *others = config.seeds
   students: dict[str, Any] = {"alone": [student("alone", 0, None, seed) for seed in config.seeds]}
   tuned = {}
-  for name, choices in STUDIED.items():
+  for name in only or STUDIED:
+    choices = STUDIED[name]
     tried = [student(name, number, choice, first) for number, choice in enumerate(choices)]
     best = int(np.argmax([found["valid"] for found in tried]))
     tuned[name] = {
@@ -152,16 +154,24 @@ def main(argv):
   """Runs one log's study and keeps its results."""
   del argv
   name = FLAGS.dataset
-  result = run(name, pathlib.Path(FLAGS.data), pathlib.Path(FLAGS.work) / name)
+  result = run(name, pathlib.Path(FLAGS.data), pathlib.Path(FLAGS.work) / name, FLAGS.only)
+  print(table(result))
+  if FLAGS.only:
+    return
   out = ROOT / "results" / name
   out.mkdir(parents=True, exist_ok=True)
   (out / "losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   (out / "losses.md").write_text(table(result) + "\n", encoding="utf-8")
-  print(table(result))
 
 
 if __name__ == "__main__":
   flags.DEFINE_enum("dataset", "movielens-1m", sorted(CONFIGS), "Which log.")
   flags.DEFINE_string("data", "../shared/data", "Folder that holds the logs' folders.")
   flags.DEFINE_string("work", "runs/benchmarks", "Folder of the runs themselves.")
+  flags.DEFINE_list("only", [], "Train for these losses alone, and keep no table.")
+  flags.register_validator(
+    "only",
+    lambda names: set(names) <= set(STUDIED),
+    f"--only: there are {', '.join(STUDIED)}",
+  )
   app.run(main)

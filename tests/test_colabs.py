@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_the_notebook_runs(path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=1")
   notebook = nbformat.read(path, as_version=4)
   nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
   text = "".join(

@@ -36,6 +36,7 @@ from kdjax.quant.params import (
   is_weight,
   quantize_params,
   summarize_quantized,
+  widen_params,
 )
 from kdjax.quant.qtensor import QTensor, dequantize, fake_quant, is_qtensor, quantize
 from kdjax.quant.second_order import correct_biases, gptq
@@ -84,5 +85,6 @@ __all__ = [
   "straight_through",
   "straight_through_params",
   "summarize_quantized",
+  "widen_params",
   "with_input_scales",
 ]

@@ -17,11 +17,31 @@ MAX_CONTRACTION = (2**31 - 1) // LEVELS**2
 MAX_AFFINE_CONTRACTION = (2**31 - 1) // (LEVELS * 255)
 TINY = float(np.finfo(np.float32).tiny)
 
-# One row of activations, by backend: (weights below which the float product of the dequantised
-# weight is faster, rows to which the activations are padded with zeros above that).
-# Measured by benchmarks/int8_dot.py, results in benchmarks/results/int8_dot.json. XLA on CPU widens
-# both sides of a one-row int8 product to int32 in memory, and keeps two rows in int8.
-ONE_ROW = {"cpu": (131_072, 2)}
+
+class Limits(NamedTuple):
+  """Below what the float product of the dequantised weight is faster.
+
+  Attributes:
+    one_row: weights, at one row.
+    few_rows: weights, at 2 to `few` rows, where reading them takes the time.
+    few: what few rows are.
+    contraction: at more rows: int32 sums have to be scaled in a second sweep, which many products
+      each have to pay for.
+    padded: rows to which a single one is padded with zeros where it is integer. XLA on CPU widens
+      both sides of a one-row int8 product to int32 in memory, and keeps two rows in int8.
+  """
+
+  one_row: int
+  few_rows: int
+  few: int
+  contraction: int
+  padded: int
+
+
+# By backend, measured by benchmarks/int8_dot.py on two CPUs, so that integers are slower than
+# floats on neither: benchmarks/results/int8_dot.json (AVX-512) and int8_dot_xeon_amx.json (AMX,
+# where short contractions would gain too).
+LIMITS = {"cpu": Limits(1_000_000, 131_072, 32, 96, 2)}
 
 
 class DotPlan(NamedTuple):
@@ -65,7 +85,7 @@ def dot_plan(
     >>> dot_plan((256, 1024, 1024), backend="cpu").integer
     True
     >>> dot_plan((1, 64, 64), backend="cpu").reason
-    'float is faster at one row of 4096 weights (measured)'
+    'float is faster for 4096 weights (measured)'
     >>> dot_plan((1, 1024, 1024), backend="cpu").rows
     2
   """
@@ -79,15 +99,18 @@ def dot_plan(
       f"127 * {255 if affine else 127} exceed 2^31 - 1; at most {limit}"
     )
   backend = backend or jax.default_backend()
-  if backend not in ONE_ROW:
+  if backend not in LIMITS:
     return DotPlan(True, rows, f"integer; not measured on {backend}")
-  if rows != 1:
-    return DotPlan(True, rows, "integer (measured)")
-  least, padded = ONE_ROW[backend]
+  limits = LIMITS[backend]
   size = contraction * outputs
-  if size < least:
-    return DotPlan(False, rows, f"float is faster at one row of {size} weights (measured)")
-  return DotPlan(True, padded, f"integer, one row padded to {padded} (measured)")
+  if rows == 1 and size >= limits.one_row:
+    return DotPlan(True, limits.padded, f"integer, one row padded to {limits.padded} (measured)")
+  few = rows <= limits.few
+  if rows == 1 or (few and size < limits.few_rows):
+    return DotPlan(False, rows, f"float is faster for {size} weights (measured)")
+  if not few and contraction < limits.contraction:
+    return DotPlan(False, rows, f"float is faster at a contraction of {contraction} (measured)")
+  return DotPlan(True, rows, "integer (measured)")
 
 
 def levels_of(bits: int) -> int:
@@ -265,11 +288,8 @@ def _contract(x: Array, values: Array, axis: int, dtype: Any) -> Array:
 def _float_dot(
   x: Array, values: Array, scale: Array, zero: Array | None, shadow: Array | None, axis: int
 ) -> Array:
-  if shadow is not None or scale.shape[axis] != 1:
-    return _contract(x, float_weight(values, scale, zero, shadow), axis, jnp.float32)
-  # Scales after the product, which are fewer.
-  y = _contract(x, float_weight(values, jnp.ones_like(scale), zero, None), axis, jnp.float32)
-  return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+  # Scaling the weight costs nothing beside widening it; scaling the product is one more sweep.
+  return _contract(x, float_weight(values, scale, zero, shadow), axis, jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))

@@ -8,6 +8,8 @@ import pytest
 from kdjax import quant, store
 from kdjax.traced import observe_inputs
 
+pytestmark = pytest.mark.usefixtures("integers_everywhere")
+
 
 def columns(rows):
   return quant.absmax(rows, axis=0)

@@ -62,7 +62,7 @@ def test_summary_says_what_why_and_how_many_bytes():
   q = quantize_params(
     params, select=lambda path, leaf: path[0] in ("item", "dense") and leaf.ndim > 1
   )
-  rows = {row.path: row for row in summarize_quantized(q, rows=1, backend="cpu")}
+  rows = {row.path: row for row in summarize_quantized(q, rows=(1,), backend="cpu")}
   assert {path for path, row in rows.items() if row.quantized} == {"item/embedding", "dense/kernel"}
   assert rows["dense/bias"].reason == "fewer than two axes"
   assert rows["steps"].reason == "int32 is no float"

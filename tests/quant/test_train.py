@@ -10,6 +10,8 @@ import pytest
 from kdjax import layers, prune, quant
 from kdjax.types import FactoredLogits
 
+pytestmark = pytest.mark.usefixtures("integers_everywhere")
+
 
 def normal(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
@@ -178,3 +180,11 @@ def test_forward_costs_one_product():
   compiled = jax.jit(lambda x, w: quant.dot(x, quant.straight_through(w, axis=0)))
   text = compiled.lower(x, w).compile().as_text()
   assert text.count(" dot(") == 1, text
+
+
+def test_queries_of_grouped_tables_stay_as_they_are():
+  table = quant.quantize(normal(12, 16), axis=-1, group=8)
+  logits = FactoredLogits(normal(5, 16, seed=1), table)
+  served = quant.as_served(logits)
+  np.testing.assert_array_equal(served.query, logits.query)
+  np.testing.assert_allclose(served.dense(), logits.dense(), rtol=1e-5, atol=1e-6)
