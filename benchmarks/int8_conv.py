@@ -17,16 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.int8_dot import hardware, measure
-from kdjax.quant.conv import FEW_CHANNELS, conv, conv_plan
+from kdjax.quant.conv import LIMITS, conv, conv_plan
 from kdjax.quant.qtensor import quantize
 
 # Examples, height and width, channels in and out, window, stride.
 SHAPES = [
   (1, 28, 1, 16, 3, 1),
   (1, 28, 16, 32, 3, 1),
+  (1, 28, 24, 24, 3, 1),
+  (1, 28, 32, 32, 3, 1),
   (1, 14, 32, 32, 3, 1),
+  (1, 14, 32, 64, 3, 2),
   (1, 14, 64, 64, 3, 1),
+  (1, 14, 64, 64, 1, 1),
+  (1, 7, 64, 64, 3, 1),
   (1, 7, 128, 128, 3, 1),
+  (4, 14, 32, 32, 3, 1),
   (64, 28, 1, 16, 3, 1),
   (64, 28, 16, 16, 3, 1),
   (64, 28, 24, 24, 3, 1),
@@ -47,7 +53,7 @@ def variants(shape):
   q = quantize(w, axis=(0, 1, 2))
   fn = functools.partial(conv, strides=stride)
   calls = {"float32": (jax.jit(fn), w), "conv": (jax.jit(fn).lower(x, q).compile(), q)}
-  with mock.patch.dict(FEW_CHANNELS, {jax.default_backend(): ()}):
+  with mock.patch.dict(LIMITS, clear=True):
     # A function of its own, or it would be found compiled.
     calls["integer"] = (jax.jit(lambda x, q: fn(x, q)).lower(x, q).compile(), q)
   return {name: functools.partial(call, x, kernel) for name, (call, kernel) in calls.items()}
@@ -63,7 +69,7 @@ def main():
   for shape in SHAPES:
     times = measure(variants(shape), args.seconds)
     medians = {name: t["median_us"] for name, t in times.items()}
-    plan = conv_plan((shape[4], shape[4], *shape[2:4]))
+    plan = conv_plan((shape[4], shape[4], *shape[2:4]), shape[0] * (shape[1] // shape[5]) ** 2)
     rows.append(
       {
         **dict(zip(("examples", "side", "in", "out", "window", "stride"), shape, strict=True)),

@@ -14,10 +14,25 @@ from kdjax.quant.integer import DotPlan, dot_plan, float_weight, round_inputs, s
 from kdjax.quant.qtensor import QTensor, dequantize
 from kdjax.types import Array
 
-# Numbers of channels with which the float convolution is faster, by backend: windows laid side by
-# side are then copied in pieces too short. Measured by benchmarks/int8_conv.py, results in
-# benchmarks/results/int8_conv.json.
-FEW_CHANNELS = {"cpu": range(2, 24)}
+
+class Limits(NamedTuple):
+  """Numbers of channels with which the float convolution is faster.
+
+  Windows are laid side by side, and few channels are copied in pieces too short.
+
+  Attributes:
+    channels: with any number of windows.
+    few: fewer windows than this, as of a single image, leave less to gain.
+    few_channels: with so few windows.
+  """
+
+  channels: Sequence[int]
+  few: int
+  few_channels: Sequence[int]
+
+
+# By backend, measured by benchmarks/int8_conv.py: benchmarks/results/int8_conv.json.
+LIMITS = {"cpu": Limits(range(2, 24), 1024, range(2, 64))}
 
 
 class Window(NamedTuple):
@@ -80,7 +95,8 @@ def conv(
   window = _window(x.shape[1:-1], w.shape[:-2], strides, padding, dilation, groups)
   if not isinstance(w, QTensor):
     return _float_conv(x, w, window)
-  plan = conv_plan(w.shape, grouped=groups > 1, affine=w.zero is not None)
+  windows = x.shape[0] * math.prod(_places(x.shape, w.shape, window))
+  plan = conv_plan(w.shape, windows, grouped=groups > 1, affine=w.zero is not None)
   x = x.astype(jnp.float32)
   if w.scale.shape[:-1] != (1,) * (w.ndim - 1) or not plan.integer:
     return _float_conv(x, dequantize(w), window)
@@ -93,6 +109,7 @@ def conv(
 
 def conv_plan(
   shape: tuple[int, ...],
+  windows: int | None = None,
   *,
   grouped: bool = False,
   affine: bool = False,
@@ -100,11 +117,9 @@ def conv_plan(
 ) -> DotPlan:
   """How a convolution with an int8 kernel is computed on a backend, by measurement.
 
-  The kernel alone decides, as measured on batches of 64: a single image with few windows may be
-  slower than in float (0.84 times its speed at 14 x 14 x 32 on a CPU).
-
   Args:
     shape: of the kernel, `[*window, C, O]`.
+    windows: that it is applied to: of all examples, at all places; None for many.
     grouped: whether channels are convolved in groups.
     affine: whether the kernel has zero points.
     backend: "cpu", "gpu" or "tpu"; None for the default backend of this process.
@@ -118,7 +133,9 @@ def conv_plan(
   Example:
     >>> conv_plan((3, 3, 16, 32), backend="cpu").reason
     'float is faster with 16 channels (measured)'
-    >>> conv_plan((3, 3, 64, 64), backend="cpu").integer
+    >>> conv_plan((3, 3, 32, 32), 14 * 14, backend="cpu").reason
+    'float is faster with 32 channels at 196 windows (measured)'
+    >>> conv_plan((3, 3, 32, 32), backend="cpu").integer
     True
   """
   if grouped:
@@ -126,10 +143,14 @@ def conv_plan(
   # Raises where the sum could overflow.
   dot_plan((2, math.prod(shape[:-1]), shape[-1]), affine=affine, backend=backend)
   backend = backend or jax.default_backend()
-  if backend not in FEW_CHANNELS:
+  if backend not in LIMITS:
     return DotPlan(True, 0, f"integer; not measured on {backend}")
-  if shape[-2] in FEW_CHANNELS[backend]:
-    return DotPlan(False, 0, f"float is faster with {shape[-2]} channels (measured)")
+  limits, channels = LIMITS[backend], shape[-2]
+  if channels in limits.channels:
+    return DotPlan(False, 0, f"float is faster with {channels} channels (measured)")
+  if windows is not None and windows < limits.few and channels in limits.few_channels:
+    reason = f"float is faster with {channels} channels at {windows} windows (measured)"
+    return DotPlan(False, 0, reason)
   return DotPlan(True, 0, "integer (measured)")
 
 

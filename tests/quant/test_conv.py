@@ -52,6 +52,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("options", [{}, {"affine": True}, {"bits": 4}])
+@pytest.mark.usefixtures("integers_everywhere")
 def test_equals_the_float_convolution_of_what_was_rounded(case, options):
   x_shape, w_shape, ours, theirs = CASES[case]
   x, w = normal(*x_shape), normal(*w_shape, seed=1) + 0.3
@@ -64,6 +65,7 @@ def test_equals_the_float_convolution_of_what_was_rounded(case, options):
   )
 
 
+@pytest.mark.usefixtures("integers_everywhere")
 def test_gradients_are_those_of_rounded_floats():
   x, w, g = normal(2, 7, 7, 32), normal(3, 3, 32, 4, seed=1), normal(2, 4, 4, 4, seed=2)
   axis = (0, 1, 2)
@@ -80,6 +82,7 @@ def test_gradients_are_those_of_rounded_floats():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
+@pytest.mark.usefixtures("integers_everywhere")
 def test_static_scales_factors_and_nan():
   x, q = normal(3, 5, 5, 32), quant.quantize(normal(3, 3, 32, 4, seed=1), axis=(0, 1, 2))
   fixed = quant.conv(x, q.replace(input_scale=jnp.float32(0.01)))
@@ -102,6 +105,7 @@ def test_static_scales_factors_and_nan():
     assert np.isfinite(y[jnp.array([0, 2])]).all()
 
 
+@pytest.mark.usefixtures("integers_everywhere")
 def test_compiled_program_multiplies_s8_by_s8_into_s32():
   x, q = normal(2, 8, 8, 32), quant.quantize(normal(3, 3, 32, 16, seed=1), axis=(0, 1, 2))
   lowered = jax.jit(quant.conv).lower(x, q)
@@ -119,6 +123,11 @@ def test_compiled_program_multiplies_s8_by_s8_into_s32():
 
 def test_few_channels_and_groups_are_float_and_say_so():
   assert "16 channels (measured)" in quant.conv_plan((3, 3, 16, 8), backend="cpu").reason
+  reasons = [quant.conv_plan((3, 3, 32, 32), n, backend="cpu").reason for n in (196, 1024, None)]
+  assert reasons == [
+    "float is faster with 32 channels at 196 windows (measured)",
+    *["integer (measured)"] * 2,
+  ]
   assert "not measured on tpu" in quant.conv_plan((3, 3, 16, 8), backend="tpu").reason
   with pytest.raises(ValueError, match="overflow"):
     quant.conv_plan((3, 3, 20_000, 8), backend="cpu")
@@ -145,4 +154,11 @@ def test_the_layer_is_linens_and_takes_int8():
   assert quant.is_qtensor(int8["params"]["kernel"])
   np.testing.assert_allclose(ours.apply(int8, x), ours.apply(params, x), atol=0.1)
   rows = {row.path: row for row in quant.summarize_quantized(int8, backend="cpu")}
-  assert rows["params/kernel"].product == "convolved: integer (measured)"
+  assert rows["params/kernel"].product == "integer (measured)"
+
+
+@pytest.mark.parametrize("examples", [1, 8])
+def test_the_number_of_windows_decides(examples):
+  x, q = normal(examples, 14, 14, 32), quant.quantize(normal(3, 3, 32, 8), axis=(0, 1, 2))
+  program = jax.jit(quant.conv).lower(x, q).as_text()
+  assert ("xi32>" in program) == quant.conv_plan((3, 3, 32, 8), 196 * examples).integer
