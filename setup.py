@@ -56,7 +56,7 @@ setuptools.setup(
     "text": ["tokenizers>=0.20"],
     "export": ["flatbuffers>=24.3"],
     "track": ["wandb>=0.18"],
-    "bench": ["pandas>=2.2", "torch==2.13.0"],
+    "bench": ["onnx>=1.17", "onnxruntime>=1.20", "pandas>=2.2", "torch==2.13.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=1.11", "ruff>=0.12"],
   },

@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from benchmarks import summary
 from benchmarks.recommenders import CONFIGS, STUDENT_FIT
 from experiments import distill, train
 from experiments.config import ModelConfig
+from kdjax.report import plots
 from kdjax.train.writers import read_jsonl
 
 FLAGS = flags.FLAGS
@@ -126,28 +130,42 @@ def read(result: dict[str, Any], folder: pathlib.Path) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
   """Mean, deviation, share of the gap to the teacher, seconds of the fastest epoch, the weights."""
-  alone = np.mean([student["test"] for student in result["students"]["alone"]])
   lines = [
     f"| loss | test {result['metric']} (± standard deviation of {len(result['seeds'])} seeds) "
     "| gap recovered | seconds, fastest epoch | labels and --distill_losses |",
     "|---|---:|---:|---:|---|",
     f"| teacher | {result['teacher']:.4f} | | | |",
   ]
-  for name, students in result["students"].items():
-    values = np.array([student["test"] for student in students])
-    share = (values.mean() - alone) / (result["teacher"] - alone)
-    seconds = min(student["seconds_per_epoch"] for student in students)
-    deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-    gap, weights = "", ""
+  for name in result["students"]:
+    quality, gap, seconds = summary.of_loss(result, name)
+    weights = ""
     if name != "alone":
       tuned = result["tuned"][name]
       choice = tuned["choices"][tuned["chosen"]]
-      gap = f"{share:.0%}"
       weights = f"{choice['label_weight']:g}, `{','.join(choice['distill_losses'])}`"
-    lines.append(
-      f"| {name} | {values.mean():.4f} ± {deviation:.4f} | {gap} | {seconds:.1f} | {weights} |"
-    )
+    lines.append(f"| {name} | {quality} | {gap} | {seconds:.1f} | {weights} |")
   return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Test quality of every seed and their mean, a line a loss, beside the teacher's."""
+  figure = Figure(figsize=(7, 4.6), dpi=150, layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  for place, (name, students) in enumerate(result["students"].items()):
+    values = np.array([student["test"] for student in students])
+    colour = plots.COLOURS[1 if name == "alone" else 0]
+    axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.4, markersize=4)
+    axes.plot(values.mean(), place, "D", color=colour, markersize=6)
+    if name == "alone":
+      axes.axvline(values.mean(), color=colour, linestyle=":", label="alone")
+  axes.axvline(result["teacher"], color=plots.COLOURS[2], linestyle="--", label="teacher")
+  axes.set_yticks(range(len(result["students"])), list(result["students"]))
+  axes.invert_yaxis()
+  axes.set_xlabel(f"test {result['metric']}: each seed, and the mean")
+  axes.grid(alpha=0.3, axis="x")
+  axes.legend(frameon=False)
+  figure.savefig(path)
 
 
 def main(argv):
@@ -162,6 +180,7 @@ def main(argv):
   out.mkdir(parents=True, exist_ok=True)
   (out / "losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   (out / "losses.md").write_text(table(result) + "\n", encoding="utf-8")
+  plot(result, out / "losses.png")
 
 
 if __name__ == "__main__":

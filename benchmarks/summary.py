@@ -136,6 +136,42 @@ def compression() -> str:
   return "\n".join(lines)
 
 
+def of_loss(study: dict[str, Any], name: str) -> tuple[str, str, float]:
+  """One loss of a study: quality and deviation, gap recovered, seconds of the fastest epoch."""
+  students = study["students"]
+  values, alone = (np.array([s["test"] for s in students[which]]) for which in (name, "alone"))
+  deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
+  share = (values.mean() - alone.mean()) / (study["teacher"] - alone.mean())
+  seconds = min(student["seconds_per_epoch"] for student in students[name])
+  gap = "" if name == "alone" else f"{share:.0%}"
+  return f"{values.mean():.4f} ± {deviation:.4f}", gap, seconds
+
+
+def losses() -> str:
+  """The Markdown table of the studies of losses: a loss a line, quality and gap recovered a log."""
+  studies = {
+    name: json.loads(path.read_text(encoding="utf-8"))
+    for name in LOGS
+    if (path := ROOT / "results" / name / "losses.json").exists()
+  }
+  if not studies:
+    return ""
+  heads = "".join(
+    f" | {name}, test {study['metric']} | gap recovered | time of an epoch"
+    for name, study in studies.items()
+  )
+  lines = [f"| loss{heads} |", "|---|" + "---:|---:|---:|" * len(studies)]
+  teachers = "".join(f" | {study['teacher']:.4f} | | " for study in studies.values())
+  lines.append(f"| teacher{teachers} |")
+  for name in next(iter(studies.values()))["students"]:
+    cells = []
+    for study in studies.values():
+      quality, gap, seconds = of_loss(study, name)
+      cells += [quality, gap, f"{seconds / of_loss(study, 'alone')[-1]:.1f}"]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def measured() -> list[str]:
   """The logs whose comparison has been run."""
   return [name for name in LOGS if (ROOT / "results" / name / "result.json").exists()]
@@ -154,6 +190,8 @@ def blocks() -> dict[str, str]:
   }
   if measured():
     tables["compression"] = compression()
+  if studied := losses():
+    tables["losses"] = studied
   return {"speed": speeds(), **tables}
 
 
