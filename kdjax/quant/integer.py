@@ -19,15 +19,15 @@ TINY = float(np.finfo(np.float32).tiny)
 
 
 class Limits(NamedTuple):
-  """Below what the float product of the dequantised weight is faster.
+  """Where the float product of the dequantised weight is faster.
 
   Attributes:
-    one_row: weights, at one row.
-    few_rows: weights, at 2 to `few` rows, where reading them takes the time.
+    one_row: at one row, with fewer weights than this.
+    few_rows: at 2 to `few` rows, where reading the weights takes the time, with fewer than this.
     few: what few rows are.
-    contraction: at more rows: int32 sums have to be scaled in a second sweep, which many products
-      each have to pay for.
-    padded: rows to which a single one is padded with zeros where it is integer. XLA on CPU widens
+    contraction: at more rows, with a shorter contraction: int32 sums are scaled in a second sweep,
+      for which many products each have to pay.
+    padded: else, rows to which a single one is padded with zeros where it is integer. XLA on CPU widens
       both sides of a one-row int8 product to int32 in memory, and keeps two rows in int8.
   """
 
