@@ -27,8 +27,8 @@ class Limits(NamedTuple):
     few: what few rows are.
     contraction: at more rows, with a shorter contraction: int32 sums are scaled in a second sweep,
       for which many products each have to pay.
-    padded: else, rows to which a single one is padded with zeros where it is integer. XLA on CPU widens
-      both sides of a one-row int8 product to int32 in memory, and keeps two rows in int8.
+    padded: rows to which a single one is else padded with zeros. XLA on CPU widens both sides of a
+      one-row int8 product to int32 in memory, and keeps two rows in int8.
   """
 
   one_row: int
