@@ -53,10 +53,10 @@ TRAPS = {
     "prune/test_shrink.py::test_shrunk_equals_masked"
   ),
   "int8 slower than float32 on small products (aqt #325, #514)": (
-    "quant/test_dot.py::test_small_single_rows_are_float_and_say_so"
+    "quant/test_plan.py::test_the_plan_is_what_was_measured"
   ),
   "int8 products in another type than int32 (jax #17688)": (
-    "quant/test_dot.py::test_compiled_program_multiplies_s8_by_s8_into_s32"
+    "quant/test_plan.py::test_compiled_program_multiplies_s8_by_s8_into_s32"
   ),
   "pruning, distillation and int8 not in one path (ModelOpt #1679, #1813)": (
     "experiments/test_binaries.py::test_compress_writes_table_plots_and_models_and_is_resumable"
