@@ -7,23 +7,20 @@ next. Validation decides; the test items judge every model once. A stopped run g
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
-from absl import app, flags
+from absl import app
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import loss_study
+from benchmarks import loss_study, studies
 from benchmarks.recommenders import CONFIGS
 from experiments import compress, train
 from experiments.config import PruneConfig
 from experiments.search import SearchConfig
 from kdjax.report import plots
 
-FLAGS = flags.FLAGS
-ROOT = pathlib.Path(__file__).resolve().parent
 SPACE = SearchConfig(
   search_dims=(16, 32, 64),
   search_layers=(1, 2),
@@ -161,18 +158,10 @@ def bits_of(name: str) -> int:
 def main(argv):
   """Runs one log's searches and keeps their results."""
   del argv
-  name = FLAGS.dataset
-  result = run(name, pathlib.Path(FLAGS.data), pathlib.Path(FLAGS.work) / name)
-  out = ROOT / "results" / name
-  out.mkdir(parents=True, exist_ok=True)
-  (out / "search.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-  (out / "search.md").write_text(table(result) + "\n", encoding="utf-8")
-  plot(result, out / "search.png")
-  print(table(result))
+  result = run(*studies.places())
+  studies.keep("search", result, table(result), plot)
 
 
 if __name__ == "__main__":
-  flags.DEFINE_enum("dataset", "amazon-beauty", sorted(CONFIGS), "Which log.")
-  flags.DEFINE_string("data", "../shared/data", "Folder that holds the logs' folders.")
-  flags.DEFINE_string("work", "runs/benchmarks", "Folder of the runs themselves.")
+  studies.define_flags(CONFIGS, "amazon-beauty")
   app.run(main)

@@ -10,23 +10,20 @@ by three methods, arrays of a half and a quarter, weights of 8 and 4 bits rounde
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import app
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import loss_study, recommenders
+from benchmarks import loss_study, recommenders, studies
 from experiments import distill, evaluate, prune, quantize, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 from kdjax.report import plots
 
-FLAGS = flags.FLAGS
-ROOT = pathlib.Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
 METHODS = ("one_shot", "cubic", "rigl")
@@ -231,19 +228,10 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
 def main(argv):
   """Runs one dataset's study and keeps its results."""
   del argv
-  name = FLAGS.dataset
-  chosen = list(variants())
-  result = run(name, pathlib.Path(FLAGS.data), pathlib.Path(FLAGS.work) / name, SEEDS, chosen)
-  out = ROOT / "results" / name
-  out.mkdir(parents=True, exist_ok=True)
-  (out / "compression.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-  (out / "compression.md").write_text(table(result) + "\n", encoding="utf-8")
-  plot(result, out / "compression.png")
-  print(table(result))
+  result = run(*studies.places(), SEEDS, list(variants()))
+  studies.keep("compression", result, table(result), plot)
 
 
 if __name__ == "__main__":
-  flags.DEFINE_enum("dataset", "mnist-10k", sorted(SETUPS), "Which data.")
-  flags.DEFINE_string("data", "../shared/data", "Folder that holds the datasets' folders.")
-  flags.DEFINE_string("work", "runs/benchmarks", "Folder of the runs themselves.")
+  studies.define_flags(SETUPS, "mnist-10k")
   app.run(main)

@@ -6,7 +6,8 @@ Weights are drawn, since only speed and size are looked at. The ONNX graph is wh
 would write (MatMul, LayerNormalization, Softmax, Gather, TopK), checked here to give the same
 scores; its int8 is `onnxruntime.quantization.quantize_dynamic`. All take turns in one process. A
 request is a full history, answered by the ten best items of the whole catalogue. `widened` is the
-int8 model after `quant.widen_params`: the same file, with floats in memory where they are faster.
+int8 model after `quant.widen_params` for as many requests as come in one call: the same file, with
+floats in memory where they are faster.
 """
 
 import functools
@@ -125,11 +126,12 @@ def compare(sizes: dict[str, Any], batch: int, seconds: float, folder: pathlib.P
   params = model.init(jax.random.key(0), serve.request_batch(jnp.asarray(histories[:1])))
   recommend = jax.jit(serve.make_recommender(model.apply, k=K, exclude_seen=False))
   int8 = quant.quantize_params(params)
-  trees = {"float32": params, "int8": int8, "int8, widened": quant.widen_params(int8, rows=1)}
   calls: dict[str, Callable[[np.ndarray], Any]] = {
-    f"kdjax {name}": functools.partial(recommend, jax.device_put(tree))
-    for name, tree in trees.items()
+    "kdjax float32": functools.partial(recommend, params),
+    "kdjax int8": functools.partial(recommend, int8),
+    "kdjax int8, widened": lambda x: recommend(widened[len(x)], x),
   }
+  widened = {count: quant.widen_params(int8, rows=count) for count in (1, batch)}
   nbytes = {}
   for name, tree in (("float32", params), ("int8", int8)):
     nbytes[f"kdjax {name}"] = store.save_params(folder / name, tree)

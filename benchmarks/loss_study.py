@@ -10,7 +10,6 @@ losses, so that processes can share the work; a run of all then sums up.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import summary
+from benchmarks import studies, summary
 from benchmarks.recommenders import CONFIGS, STUDENT_FIT
 from experiments import distill, train
 from experiments.config import ModelConfig
@@ -27,7 +26,6 @@ from kdjax.report import plots
 from kdjax.train.writers import read_jsonl
 
 FLAGS = flags.FLAGS
-ROOT = pathlib.Path(__file__).resolve().parent
 
 STUDENT = ModelConfig(dim=32, layers=1, heads=1, mlp_dim=32, dropout=0.0)
 FIT = dataclasses.replace(STUDENT_FIT, epochs=10)
@@ -171,22 +169,15 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
 def main(argv):
   """Runs one log's study and keeps its results."""
   del argv
-  name = FLAGS.dataset
-  result = run(name, pathlib.Path(FLAGS.data), pathlib.Path(FLAGS.work) / name, FLAGS.only)
-  print(table(result))
+  result = run(*studies.places(), FLAGS.only)
   if FLAGS.only:
-    return
-  out = ROOT / "results" / name
-  out.mkdir(parents=True, exist_ok=True)
-  (out / "losses.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-  (out / "losses.md").write_text(table(result) + "\n", encoding="utf-8")
-  plot(result, out / "losses.png")
+    print(table(result))
+  else:
+    studies.keep("losses", result, table(result), plot)
 
 
 if __name__ == "__main__":
-  flags.DEFINE_enum("dataset", "movielens-1m", sorted(CONFIGS), "Which log.")
-  flags.DEFINE_string("data", "../shared/data", "Folder that holds the logs' folders.")
-  flags.DEFINE_string("work", "runs/benchmarks", "Folder of the runs themselves.")
+  studies.define_flags(CONFIGS, "movielens-1m")
   flags.DEFINE_list("only", [], "Train for these losses alone, and keep no table.")
   flags.register_validator(
     "only",
