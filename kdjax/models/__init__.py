@@ -1,5 +1,6 @@
 """One file a model family; every one is a `Model`, a pair of pure functions."""
 
+from kdjax.models.bert import bert_axes, bert_sizes, make_bert
 from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
 from kdjax.models.inherit import inherit_tables
@@ -14,10 +15,13 @@ from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_siz
 __all__ = [
   "bert4rec_axes",
   "bert4rec_sizes",
+  "bert_axes",
+  "bert_sizes",
   "from_linen",
   "gru4rec_axes",
   "gru4rec_sizes",
   "inherit_tables",
+  "make_bert",
   "make_bert4rec",
   "make_gru4rec",
   "make_mf",

@@ -125,4 +125,5 @@ def bert4rec_axes(sizes: Sizes) -> Params:
 def bert4rec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_bert4rec` takes `params` that were shrunk from `sizes`."""
   module = BERT4Rec(**sizes)
-  return sizes_of(module) | transformer_sizes(params, module)
+  scale = {"embedding_scale": scale_of_embedding(module)}
+  return sizes_of(module) | transformer_sizes(params, module) | scale

@@ -138,4 +138,5 @@ def sasrec_axes(sizes: Sizes) -> Params:
 def sasrec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_sasrec` takes `params` that were shrunk from `sizes`."""
   module = SASRec(**sizes)
-  return sizes_of(module) | transformer_sizes(params, module)
+  scale = {"embedding_scale": scale_of_embedding(module)}
+  return sizes_of(module) | transformer_sizes(params, module) | scale

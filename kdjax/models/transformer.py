@@ -80,26 +80,28 @@ def norm_axes() -> Params:
   return {"scale": ("dim",), "bias": ("dim",)}
 
 
-def transformer_sizes(params: Mapping[str, Any], module: Any) -> Sizes:
+def transformer_sizes(
+  params: Mapping[str, Any], module: Any, *, table: str = "item_embedding"
+) -> Sizes:
   """The sizes that shrinking changes, read off the shapes of `params`.
 
   Args:
-    params: of a model with `item_embedding`, `position_embedding` and blocks `block_0`, ...
-    module: that model before shrinking: its `dim`, `head_dim`, scale and norm width are kept.
+    params: of a model with `item_embedding` (or another `table`) and blocks `block_0`, ...
+    module: that model before shrinking: its `dim`, `head_dim` and norm width are kept.
+    table: of which embeddings are rows.
 
   Returns:
-    `dim`, `num_layers`, `num_heads`, `head_dim`, `mlp_dim`, `embedding_scale`, `norm_width`.
+    `dim`, `num_layers`, `num_heads`, `head_dim`, `mlp_dim`, `norm_width`.
   """
   num_layers = sum(name.startswith("block_") for name in params)
   blocks = [params[f"block_{i}"] for i in range(num_layers)]
   head_dim = width_of_head(module)
   heads = [b["attention"]["query"]["kernel"].shape[1] // head_dim for b in blocks]
   return {
-    "dim": params["item_embedding"]["embedding"].shape[1],
+    "dim": params[table]["embedding"].shape[1],
     "num_layers": num_layers,
     "num_heads": collapse(heads),
     "head_dim": head_dim,
     "mlp_dim": collapse([b["up"]["kernel"].shape[1] for b in blocks]),
-    "embedding_scale": scale_of_embedding(module),
     "norm_width": module.norm_width or module.dim,
   }

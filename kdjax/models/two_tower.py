@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.layers import Dense, Dropout, Embed, segment_mask
+from kdjax.layers import Dense, Dropout, Embed, segment_mask, unit_length
 from kdjax.models.linen import Sizes, from_linen, sizes_of
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
@@ -91,15 +91,9 @@ class TwoTower(nn.Module):
     query = Tower(self.hidden, out_dim, self.dropout, dtype=dtype, name="user")(history)
     table = Tower(item_hidden, out_dim, self.dropout, dtype=dtype, name="item")(catalogue)
     if self.normalize:
-      query, table = _unit(query) / self.temperature, _unit(table)
+      query, table = unit_length(query) / self.temperature, unit_length(table)
     query, table = query.astype(dtype), table.astype(dtype)
     return Outputs(FactoredLogits(query, table), {"history": history, "query": query})
-
-
-def _unit(x: Array) -> Array:
-  """On the unit sphere, in float32; 0 stays 0, with gradient 0."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
 def make_two_tower(**sizes: Any) -> Model:

