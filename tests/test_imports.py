@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "cost": BASE,
   "store": BASE | {"quant"},
   "layers": BASE | {"quant"},
+  "lora": BASE | {"quant"},
   "models": MODELS,
   "train": RUNNERS,
   "serve": RUNNERS,
