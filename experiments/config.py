@@ -12,7 +12,8 @@ class DataConfig:
 
   dataset: str = option(
     "synthetic",
-    "A file or folder holding an interaction log (for a resnet a folder of idx images), "
+    "A file or folder holding an interaction log (for a resnet a folder of idx images, for text "
+    "models a table of texts and labels, or a folder with train.tsv and test.tsv), "
     "'tfds:<name>/<config>', or 'synthetic', the embedded generator.",
   )
   format: Literal[
@@ -25,7 +26,14 @@ class DataConfig:
   item_column: str = option("", "Name of the item column.")
   timestamp_column: str = option("", "Name of the time column (seconds).")
   rating_column: str = option("", "Name of the rating column.")
-  label_column: str = option("", "Name of the click label column (0 or 1).")
+  label_column: str = option("", "Name of the label column: clicks (0 or 1), or classes of texts.")
+  text_column: str = option("", "Name of the text column.")
+  tokenizer: str = option(
+    "",
+    "Texts: a tokenizer.json, or a checkpoint folder with one; learned from the training texts when "
+    "not given.",
+  )
+  vocab_size: int = option(8000, "Tokens at most of a tokenizer that is learned.", lower=300)
   items_path: str = option("", "A file of item attributes, where it is not beside the log.")
   min_rating: float | None = option(None, "Drop events rated below this.")
   label_threshold: float | None = option(
@@ -49,7 +57,9 @@ class DataConfig:
     0.1, "Share of validation in split time or ratio.", lower=0, upper=1
   )
   test_fraction: float = option(0.1, "Share of test in split time or ratio.", lower=0, upper=1)
-  max_length: int = option(64, "Positions of a history that a model sees.", lower=1)
+  max_length: int = option(
+    64, "Positions of a history (tokens of a text) that a model sees.", lower=1
+  )
   all_windows: bool = option(
     True, "Train on every window of a history longer than --max_length, not only the last."
   )
@@ -59,7 +69,21 @@ class DataConfig:
   data_seed: int = option(0, "Seed of the embedded data and of the packing of rows.")
 
 
-Family = Literal["sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet"]
+Family = Literal[
+  "sasrec",
+  "bert4rec",
+  "gru4rec",
+  "two_tower",
+  "mf",
+  "ncf",
+  "mlp",
+  "resnet",
+  "bert",
+  "text_gru",
+  "text_cnn",
+  "static",
+  "decoder",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +93,13 @@ class ModelConfig:
   model: Family = option(
     "sasrec",
     "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
-    "clicks: mlp; images: resnet.",
+    "clicks: mlp; images: resnet; texts: bert, text_gru, text_cnn, static; "
+    "the next token of texts: decoder.",
+  )
+  checkpoint: str = option(
+    "",
+    "bert, decoder: a Hugging Face checkpoint folder; the model takes its sizes and starts as it is. "
+    "Give --tokenizer the same folder.",
   )
   dim: int = option(
     64, "Width of embeddings and of the residual stream (of a resnet's first stage).", lower=1
@@ -79,7 +109,9 @@ class ModelConfig:
   )
   heads: int = option(1, "Attention heads; they divide --dim.", lower=1)
   mlp_dim: int | None = option(
-    None, "Width of the feed-forward layers; 4 x dim when not given (a resnet: that of the stage)."
+    None,
+    "Width of the feed-forward layers; 4 x dim when not given (a resnet: that of the stage; a "
+    "text_gru's states and a text_cnn's channels: --dim).",
   )
   dropout: float = option(0.2, "Dropout rate in training.", lower=0, upper=1)
 
@@ -119,7 +151,7 @@ class FitConfig:
   label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-    "ncf and mlp, cross_entropy for resnet.",
+    "ncf and mlp, cross_entropy for images and texts.",
   )
   num_negatives: int = option(
     256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."

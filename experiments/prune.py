@@ -167,7 +167,8 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
   return params, getattr(models, f"{source.family}_sizes")(params, sizes)
 
 
-_LAYERS = {"sasrec": "block_", "bert4rec": "block_", "gru4rec": "layer_"}  # How they are named.
+# How they are named.
+_LAYERS = {"sasrec": "block_", "bert4rec": "block_", "bert": "block_", "gru4rec": "layer_"}
 
 
 def _take_layers(source: runs.SavedModel, layers: tuple[int, ...]) -> tuple[Params, Sizes]:

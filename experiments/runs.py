@@ -13,13 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import clicks, images, pairs, sequences
+from experiments import clicks, images, language, pairs, sequences, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import (
   CLICK_FAMILIES,
   IMAGE_FAMILIES,
+  LANGUAGE_FAMILIES,
   PAIR_FAMILIES,
   SEQUENCE_FAMILIES,
+  TEXT_FAMILIES,
   Task,
 )
 from kdjax import flags, models, quant, store, tree
@@ -124,6 +126,10 @@ def make_task(config: DataConfig, family: str) -> Task:
   """The task that a family learns on the configured data."""
   if family in IMAGE_FAMILIES:
     return images.make_task(images.load(config), config, family)
+  if family in TEXT_FAMILIES:
+    return texts.make_task(texts.load(config), config, family)
+  if family in LANGUAGE_FAMILIES:
+    return language.make_task(language.load(config), config, family)
   dataset = load_data(config)
   if family in SEQUENCE_FAMILIES:
     return sequences.make_task(dataset, config, family)
@@ -134,19 +140,21 @@ def make_task(config: DataConfig, family: str) -> Task:
 
 
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
-  """Saves the id maps of a log with the run, and prints its summary once a process."""
-  of_images = family in IMAGE_FAMILIES
-  if not of_images:
+  """Saves a log's id maps or a tokenizer with the run, and prints a summary once a process."""
+  if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+    load = texts.load if family in TEXT_FAMILIES else language.load
+    texts.save_tokenizer(config, workdir)
+    _print_once(texts.describe(load(config)))
+  elif family in IMAGE_FAMILIES:
+    _print_once(images.describe(images.load(config)))
+  else:
     ids.save_ids(load_data(config), workdir / "ids")
-  _print_summary(config, of_images)
+    _print_once(summary.format_summary(load_data(config).summary))
 
 
 @functools.lru_cache
-def _print_summary(config: DataConfig, of_images: bool) -> None:
-  if of_images:
-    print(images.describe(images.load(config)), flush=True)
-  else:
-    print(summary.format_summary(load_data(config).summary), flush=True)
+def _print_once(text: str) -> None:
+  print(text, flush=True)
 
 
 def model_sizes(config: ModelConfig, task: Task) -> Sizes:
@@ -160,6 +168,10 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family in ("sasrec", "bert4rec") and dim % config.heads:
     raise ValueError(f"--heads={config.heads} does not divide --dim={dim}")
   sizes: Sizes = {**task.sizes, "dropout": config.dropout}
+  if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+    return texts.model_sizes(config, sizes)
+  if config.checkpoint:
+    raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):
     return sizes | {
       "dim": dim,
@@ -263,7 +275,9 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  for name in ("num_items", "num_users", "cardinalities", "num_classes"):
+  if teacher.family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+    texts.check_tokenizer(data, teacher.folder)
+  for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
       raise ValueError(
@@ -279,7 +293,8 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
 def _split_of(data: DataConfig) -> dict[str, Any]:
   """What decides which events are in which part."""
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
-  return {n: v for n, v in values.items() if n not in ("max_length", "all_windows", "items_path")}
+  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
+  return {n: v for n, v in values.items() if n not in kept}
 
 
 def _plain(value: Any) -> Any:

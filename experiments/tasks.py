@@ -1,4 +1,4 @@
-"""What a family of models learns from, and how it is judged: sequences, pairs, clicks, images.
+"""What a family of models learns from, and how it is judged: sequences, pairs, clicks, classes.
 
 A `Task` is everything that the binaries need to know of a task, as plain functions, so that each
 binary is written once for all of them.
@@ -20,6 +20,8 @@ SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
 PAIR_FAMILIES = ("mf", "ncf")
 CLICK_FAMILIES = ("mlp",)
 IMAGE_FAMILIES = ("resnet",)
+TEXT_FAMILIES = ("bert", "text_gru", "text_cnn", "static")
+LANGUAGE_FAMILIES = ("decoder",)
 
 
 class Judgement(NamedTuple):
@@ -46,8 +48,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair`, `click` or `image`; a student learns from a teacher of its
-      own task.
+    name: `sequence`, `masked`, `pair`, `click`, `image`, `text` or `language`; a student learns
+      from a teacher of its own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.

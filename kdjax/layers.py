@@ -7,6 +7,7 @@ float32, and so do softmax and the statistics of norms. Dropout is on exactly wh
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -154,8 +155,9 @@ class Embed(nn.Module):
     safe = jnp.clip(ids, 0, self.num_embeddings - 1)
     table = self.embedding
     rows = table.take(safe) if is_qtensor(table) else table[safe]
-    absent = jnp.where(ids < 0, 0.0, jnp.nan).astype(self.dtype)
-    return jnp.where((ids == safe)[..., None], rows.astype(self.dtype), absent[..., None])
+    # Multiplied, not selected: what is masked in the table is then 0 for every id.
+    there = jnp.where(ids < 0, 0.0, jnp.where(ids == safe, 1.0, jnp.nan)).astype(self.dtype)
+    return rows.astype(self.dtype) * there[..., None]
 
   def table(self) -> Any:
     """The table for `FactoredLogits`: in `dtype`, or the `QTensor` itself."""
@@ -199,8 +201,43 @@ class LayerNorm(nn.Module):
     return (y * scale.reshape(over) + bias.reshape(over)).astype(self.dtype)
 
 
-def segment_mask(segments: Array, *, causal: bool) -> Array:
-  """Who sees whom in packed rows: bool `[B, L, L]`, queries by keys.
+class RMSNorm(nn.Module):
+  """`y = (offset + scale) x / sqrt(m + epsilon)`, m the mean of the last axis' squares.
+
+  `offset` is 0, or 1 where scales are stored around 0 (Gemma). `width` is what m divides the sum of
+  squares by, None for as many entries as there are; see `LayerNorm`.
+
+  Reference:
+    B. Zhang, R. Sennrich, Root Mean Square Layer Normalization, NeurIPS 2019, arXiv:1910.07467.
+  """
+
+  width: int | None = None
+  epsilon: float = 1e-6
+  offset: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    size = x.shape[-1]
+    start = nn.initializers.constant(1.0 - self.offset)
+    scale = jnp.asarray(self.param("scale", start, (size,)), jnp.float32)
+    x = x.astype(jnp.float32)
+    mean = jnp.sum(x * x, -1, keepdims=True) / (size if self.width is None else self.width)
+    y = x * jax.lax.rsqrt(mean + self.epsilon)
+    scaled = y * scale.reshape((1,) * (x.ndim - 1) + (size,))
+    # Not y (offset + scale): a scale that is masked must add nothing of its own.
+    return (scaled + self.offset * y if self.offset else scaled).astype(self.dtype)
+
+
+def segment_mask(
+  segments: Array,
+  *,
+  causal: bool,
+  window: int | None = None,
+  keys: Array | None = None,
+  start: Array | int = 0,
+) -> Array:
+  """Who sees whom in packed rows: bool `[B, L, M]`, queries by keys.
 
   A position sees the positions of its own segment, if `causal` only those not after itself. Empty
   positions (segment 0) see each other, so that no row is all False.
@@ -208,12 +245,62 @@ def segment_mask(segments: Array, *, causal: bool) -> Array:
   Args:
     segments: int `[B, L]`.
     causal: whether later positions are hidden.
+    window: how many positions a causal query sees, itself among them; None for all.
+    keys: int `[B, M]`, the segments of the keys; None for those of the queries.
+    start: int `[]`, the index of the first query among the keys.
   """
-  mask = segments[:, :, None] == segments[:, None, :]
+  keys = segments if keys is None else keys
+  mask = segments[:, :, None] == keys[:, None, :]
   if causal:
-    index = jax.lax.iota(jnp.int32, segments.shape[1])
-    mask = mask & (index[None, :, None] >= index[None, None, :])
+    query = start + jax.lax.iota(jnp.int32, segments.shape[1])[None, :, None]
+    key = jax.lax.iota(jnp.int32, keys.shape[1])[None, None, :]
+    mask = mask & (query >= key)
+    if window is not None:
+      mask = mask & (query - key < window)
   return mask
+
+
+def attend(
+  query: Array,
+  key: Array,
+  value: Array,
+  visible: Array,
+  *,
+  causal: bool,
+  cap: float | None = None,
+  drop: Callable[[Array], Array] = lambda weights: weights,
+) -> tuple[Array, Array]:
+  r"""`softmax(c(q k^T)) v`, the softmax in float32, with $c(z) = \text{cap} \tanh(z/\text{cap})$.
+
+  Args:
+    query: float `[..., L, d]`, scaled already.
+    key: float `[..., M, d]`; leading axes broadcast, so that several queries may share one.
+    value: as `key`.
+    visible: bool `[..., L, M]`, whether a query sees a key.
+    causal: whether L = M and `visible` hides all keys after a query, whose scores are then left out
+      by the chunk.
+    cap: of the scores, None for none.
+    drop: applied to the weights on their way to the values.
+
+  Returns:
+    Float `[..., L, d]`, and the weights before `drop`, `[..., L, M]`, in the dtype of `query`.
+  """
+  length, size = query.shape[-2], key.shape[-2]
+  outs, weights = [], []
+  for start, stop in _chunks(length, causal=causal):
+    end = stop if causal else size  # Keys from here on are hidden from all of the chunk.
+    scores = jnp.einsum(
+      "...ld,...md->...lm",
+      query[..., start:stop, :],
+      key[..., :end, :],
+      preferred_element_type="float32",
+    )
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    scores = jnp.where(visible[..., start:stop, :end], scores, NEGATIVE)
+    w = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    outs.append(jnp.einsum("...lm,...md->...ld", drop(w), value[..., :end, :]))
+    weights.append(jnp.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, size - end)]))
+  return jnp.concatenate(outs, axis=-2), jnp.concatenate(weights, axis=-2)
 
 
 class Attention(nn.Module):
@@ -260,22 +347,12 @@ class Attention(nn.Module):
     query, key, value = (heads(y) for y in dense.values())
     query = query * jnp.asarray(self.head_dim**-0.5, self.dtype)
     mask = segment_mask(segments, causal=self.causal)[:, None]
-    outs, weights = [], []
-    for start, stop in _chunks(length, causal=self.causal):
-      end = stop if self.causal else length  # Keys from here on are hidden from all of the chunk.
-      scores = jnp.einsum(
-        "bhld,bhmd->bhlm",
-        query[:, :, start:stop],
-        key[:, :, :end],
-        preferred_element_type="float32",
-      )
-      scores = jnp.where(mask[:, :, start:stop, :end], scores, NEGATIVE)
-      w = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-      outs.append(jnp.einsum("bhlm,bhmd->bhld", Dropout(self.dropout)(w), value[:, :, :end]))
-      weights.append(jnp.pad(w, ((0, 0), (0, 0), (0, 0), (0, length - end))))
-    y = jnp.concatenate(outs, axis=2).swapaxes(1, 2).reshape(batch, length, width)
-    y = Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
-    return y, {"attention": jnp.concatenate(weights, axis=2), **dense}
+    drop = lambda weights: Dropout(self.dropout)(weights)  # noqa: E731 - one a chunk.
+    y, weights = attend(query, key, value, mask, causal=self.causal, drop=drop)
+    y = Dense(x.shape[-1], dtype=self.dtype, name="out")(
+      y.swapaxes(1, 2).reshape(batch, length, width)
+    )
+    return y, {"attention": weights, **dense}
 
 
 def _chunks(length: int, *, causal: bool) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
-"""From a trained sequence model to queries and recommendations."""
+"""From a trained model to queries, recommendations and embeddings."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +129,60 @@ def _block(values: np.ndarray, call: int, size: int, name: str) -> np.ndarray:
     empty = PAD if name in ("items", "labels") else 0
     block = np.pad(block, ((0, size - len(block)), (0, 0)), constant_values=empty)
   return block
+
+
+def encode_texts(
+  apply: Apply, params: Params, rows: Mapping[str, np.ndarray], *, tokens_per_call: int = 4096
+) -> np.ndarray:
+  """What a model makes of every text, where short texts cost what they hold.
+
+  Texts are grouped by length and padded to the next of few lengths (8, 12, 16, 24, 32, 48, ...),
+  each of which is compiled once, with as many texts a call as make `tokens_per_call`.
+
+  Args:
+    apply: of a model with one output a text, such as a BERT with the head `pool` or `labels`.
+    params: its parameters.
+    rows: int `[N, L]` arrays as `kdjax.data.text.encode` gives them, each text in the first columns
+      of its row; `segments` tells how long it is.
+    tokens_per_call: positions of one call.
+
+  Returns:
+    float32 `[N, ...]`, in the order of the rows.
+
+  Raises:
+    ValueError: if there are no texts.
+
+  Example:
+    >>> from kdjax.models import make_static
+    >>> tokens = np.array([[1, 2, 3], [4, -1, -1]])
+    >>> rows = {"tokens": tokens, "segments": (tokens >= 0) * 1}
+    >>> model = make_static(vocab_size=5, dim=6)
+    >>> encode_texts(model.apply, model.init(jax.random.key(0), rows), rows).shape
+    (2, 6)
+  """
+  sizes = np.sum(np.asarray(rows["segments"]) != 0, axis=1)
+  if not len(sizes):
+    raise ValueError("no text to encode")
+  edges = [e for n in range(3, 31) for e in (2**n, 3 << (n - 1))]  # 8, 12, 16, 24, 32, 48, ...
+  longest = rows["segments"].shape[1]
+  lengths = np.minimum(np.array(edges)[np.searchsorted(edges, sizes)], longest)
+  out = None
+  for length in np.unique(lengths):
+    of_length = np.nonzero(lengths == length)[0]
+    count = max(1, tokens_per_call // int(length))
+    for first in range(0, len(of_length), count):
+      chosen = of_length[first : first + count]
+      # The last call is filled up with its first text, so that one program serves.
+      index = np.pad(chosen, (0, count - len(chosen)), constant_values=chosen[0])
+      batch = {name: jnp.asarray(values[index, :length]) for name, values in rows.items()}
+      found = np.asarray(_outputs(apply, params, batch), np.float32)
+      if out is None:
+        out = np.zeros((len(sizes), *found.shape[1:]), np.float32)
+      out[chosen] = found[: len(chosen)]
+  assert out is not None
+  return out
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(apply: Apply, params: Params, batch: Mapping[str, Array]) -> Array:
+  return apply(params, batch).logits

@@ -2,6 +2,8 @@
 
 from kdjax.models.bert import bert_axes, bert_sizes, make_bert
 from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
+from kdjax.models.decoder import decoder_axes, decoder_sizes, make_cached, make_decoder
+from kdjax.models.generate import append, generate, sample_tokens
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
 from kdjax.models.inherit import inherit_tables
 from kdjax.models.linen import from_linen
@@ -10,25 +12,38 @@ from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
 from kdjax.models.ncf import make_ncf, ncf_axes, ncf_sizes
 from kdjax.models.resnet import make_resnet, resnet_axes, resnet_sizes
 from kdjax.models.sasrec import make_sasrec, sasrec_axes, sasrec_sizes
+from kdjax.models.static import distill_table, make_static, static_axes, static_sizes
+from kdjax.models.text_cnn import make_text_cnn, text_cnn_axes, text_cnn_sizes
+from kdjax.models.text_gru import make_text_gru, text_gru_axes, text_gru_sizes
 from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_sizes
 
 __all__ = [
+  "append",
   "bert4rec_axes",
   "bert4rec_sizes",
   "bert_axes",
   "bert_sizes",
+  "decoder_axes",
+  "decoder_sizes",
+  "distill_table",
   "from_linen",
+  "generate",
   "gru4rec_axes",
   "gru4rec_sizes",
   "inherit_tables",
   "make_bert",
   "make_bert4rec",
+  "make_cached",
+  "make_decoder",
   "make_gru4rec",
   "make_mf",
   "make_mlp",
   "make_ncf",
   "make_resnet",
   "make_sasrec",
+  "make_static",
+  "make_text_cnn",
+  "make_text_gru",
   "make_two_tower",
   "mf_axes",
   "mf_sizes",
@@ -38,8 +53,15 @@ __all__ = [
   "ncf_sizes",
   "resnet_axes",
   "resnet_sizes",
+  "sample_tokens",
   "sasrec_axes",
   "sasrec_sizes",
+  "static_axes",
+  "static_sizes",
+  "text_cnn_axes",
+  "text_cnn_sizes",
+  "text_gru_axes",
+  "text_gru_sizes",
   "two_tower_axes",
   "two_tower_sizes",
 ]

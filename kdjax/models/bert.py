@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Attention, Dense, Dropout, Embed, LayerNorm, unit_length
+from kdjax.layers import Attention, Dense, Dropout, Embed, LayerNorm
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
+from kdjax.models.text_head import ACTIVATIONS, embedding, known
 from kdjax.models.transformer import (
   block_axes,
   norm_axes,
@@ -16,15 +17,7 @@ from kdjax.models.transformer import (
 )
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-  "gelu": lambda x: nn.gelu(x, approximate=False),
-  "gelu_tanh": nn.gelu,
-  "relu": nn.relu,
-  "silu": nn.silu,
-  "tanh": jnp.tanh,
-}
 HEADS = ("pool", "tokens", "labels")
-POOLINGS = ("mean", "first", "max")
 
 
 class BERTBlock(nn.Module):
@@ -88,7 +81,7 @@ class BERT(nn.Module):
     epsilon: of the norms.
     dropout: rate on embeddings, attention weights and both residual branches, and before labels.
     head: "pool", "tokens" or "labels".
-    pooling: "mean", "first" or "max" over the tokens, of the head `pool`.
+    pooling: "mean", "first", "max" or "last" over the tokens, of the head `pool`.
     normalize: whether `pool` scales embeddings to length 1.
     num_labels: of the head `labels`.
     head_activation: f of the head `labels`: as `activation`.
@@ -130,7 +123,7 @@ class BERT(nn.Module):
   @nn.compact
   def __call__(self, batch: Batch) -> Outputs:
     dim, num_layers, dtype = self.dim, self.num_layers, self.dtype
-    activation = _known("activation", self.activation, ACTIVATIONS)
+    activation = known("activation", self.activation, ACTIVATIONS)
     heads = per_layer(self.num_heads, num_layers)
     mlp_dims = per_layer(self.mlp_dim or 4 * dim, num_layers)
     width, segments = self.norm_width or dim, batch["segments"]
@@ -165,7 +158,7 @@ class BERT(nn.Module):
       bias = jnp.asarray(self.param("token_bias", nn.initializers.zeros, (self.vocab_size,)))
       return Outputs(FactoredLogits(x, tokens.table(), bias), features | {"query": x})
     if self.head == "labels":
-      f = _known("head_activation", self.head_activation, ACTIVATIONS)
+      f = known("head_activation", self.head_activation, ACTIVATIONS)
       x = f(Dense(self.head_width or dim, dtype=dtype, name="head")(x[:, 0]))
       features["query"] = x
       x = Dropout(self.dropout, name="dropout_head")(x)
@@ -173,39 +166,7 @@ class BERT(nn.Module):
       return Outputs(logits.astype(jnp.float32), features)
     if self.head != "pool":
       raise ValueError(f"head={self.head!r}: there are {', '.join(HEADS)}")
-    query = pool(x, segments, how=self.pooling)
-    query = unit_length(query) if self.normalize else query
-    return Outputs(query, features | {"query": query.astype(dtype)})
-
-
-def pool(x: Array, segments: Array, *, how: str = "mean") -> Array:
-  """One vector a text from one a token.
-
-  Args:
-    x: float `[B, L, d]`.
-    segments: int `[B, L]`, 0 where there is no token.
-    how: "mean" over the tokens, "max" over them, or the "first" position.
-
-  Returns:
-    float32 `[B, d]`; zeros for a row without tokens, but for "first".
-
-  Raises:
-    ValueError: if `how` is none of these.
-
-  Example:
-    >>> x = jnp.array([[[1.0], [3.0], [9.0]]])
-    >>> [float(pool(x, jnp.array([[1, 1, 0]]), how=how)[0, 0]) for how in POOLINGS]
-    [2.0, 1.0, 3.0]
-  """
-  x = x.astype(jnp.float32)
-  if how == "first":
-    return x[:, 0]
-  real = (segments != 0)[..., None]
-  if how == "mean":
-    return jnp.sum(jnp.where(real, x, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
-  if how == "max":
-    return jnp.where(jnp.any(real, axis=1), jnp.max(jnp.where(real, x, -jnp.inf), axis=1), 0.0)
-  raise ValueError(f"pooling={how!r}: there are {', '.join(POOLINGS)}")
+    return embedding(self, x, segments, features)
 
 
 def make_bert(**sizes: Any) -> Model:
@@ -263,9 +224,3 @@ def bert_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   if module.head == "labels":
     new["head_width"] = params["head"]["kernel"].shape[1]
   return sizes_of(module) | new
-
-
-def _known(field: str, name: str, table: Mapping[str, Any]) -> Any:
-  if name not in table:
-    raise ValueError(f"{field}={name!r}: there are {', '.join(table)}")
-  return table[name]

@@ -130,6 +130,22 @@ def make_gru4rec(**sizes: Any) -> Model:
   return from_linen(GRU4Rec(**sizes))
 
 
+def gru_axes(hidden: str, below: Any) -> Params:
+  """The axes of a `GRU` of units called `hidden` over the axis `below`."""
+  gates = Axis(hidden, repeat=3)
+  return {
+    "input": {"kernel": (below, gates), "bias": (gates,)},
+    "recurrent_kernel": (hidden, gates),
+    "recurrent_bias": (gates,),
+  }
+
+
+def gru_widths(params: Mapping[str, Any]) -> list[int]:
+  """The width of every layer `layer_0`, ..."""
+  count = sum(name.startswith("layer_") for name in params)
+  return [params[f"layer_{i}"]["recurrent_kernel"].shape[0] for i in range(count)]
+
+
 def gru4rec_axes(sizes: Sizes) -> Params:
   """Names the axes of its params, for `kdjax.prune.shrink`: `dim` and `layer_0/hidden`, ...
 
@@ -139,21 +155,14 @@ def gru4rec_axes(sizes: Sizes) -> Params:
   axes: dict[str, Any] = {"item_embedding": {"embedding": (None, "dim")}}
   below = "dim"
   for i in range(module.num_layers):
-    hidden = f"layer_{i}/hidden"
-    gates = Axis(hidden, repeat=3)
-    axes[f"layer_{i}"] = {
-      "input": {"kernel": (below, gates), "bias": (gates,)},
-      "recurrent_kernel": (hidden, gates),
-      "recurrent_bias": (gates,),
-    }
-    below = hidden
+    axes[f"layer_{i}"] = gru_axes(f"layer_{i}/hidden", below)
+    below = f"layer_{i}/hidden"
   return axes | {"out": {"kernel": (below, "dim"), "bias": ("dim",)}}
 
 
 def gru4rec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_gru4rec` takes `params` that were shrunk from `sizes`."""
-  num_layers = sum(name.startswith("layer_") for name in params)
-  hidden = [params[f"layer_{i}"]["recurrent_kernel"].shape[0] for i in range(num_layers)]
+  hidden = gru_widths(params)
   dim = params["item_embedding"]["embedding"].shape[1]
-  new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": num_layers}
+  new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": len(hidden)}
   return sizes_of(GRU4Rec(**sizes)) | new

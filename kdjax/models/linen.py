@@ -57,8 +57,8 @@ def sizes_of(module: nn.Module) -> Sizes:
   return {name: getattr(module, name) for name in own}
 
 
-def per_layer(sizes: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
-  """One size a layer, from one for all or one each.
+def per_layer(sizes: Any, num_layers: int) -> tuple[Any, ...]:
+  """One size a layer, from one for all or a sequence with one each.
 
   Raises:
     ValueError: if there are more or fewer than `num_layers`.
@@ -67,12 +67,12 @@ def per_layer(sizes: int | Sequence[int], num_layers: int) -> tuple[int, ...]:
     >>> per_layer(4, 2), per_layer([4, 3], 2)
     ((4, 4), (4, 3))
   """
-  each = (sizes,) * num_layers if isinstance(sizes, int) else tuple(sizes)
+  each = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * num_layers
   if len(each) != num_layers:
     raise ValueError(f"{len(each)} sizes given for {num_layers} layers: {each}")
   return each
 
 
-def collapse(sizes: Sequence[int]) -> int | tuple[int, ...]:
+def collapse(sizes: Sequence[Any]) -> Any:
   """The inverse of `per_layer`: one number where all layers agree."""
   return sizes[0] if len(set(sizes)) == 1 else tuple(sizes)

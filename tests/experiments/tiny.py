@@ -1,6 +1,6 @@
 """Configurations small enough to train in seconds."""
 
-from experiments import compress, distill, train
+from experiments import compress, distill, tasks, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 
 DATA = DataConfig(synthetic_users=60, synthetic_items=40, synthetic_length=12, max_length=16)
@@ -16,9 +16,12 @@ STUDENT = ModelConfig(dim=8, layers=1, heads=2)
 
 
 IMAGES = DataConfig(synthetic_users=120)
+TEXTS = DataConfig(synthetic_users=120, max_length=12, vocab_size=320)
 
 
 def data_for(family):
+  if family in (*tasks.TEXT_FAMILIES, *tasks.LANGUAGE_FAMILIES):
+    return TEXTS
   return {"mlp": CLICKS, "resnet": IMAGES}.get(family, DATA)
 
 

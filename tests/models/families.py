@@ -75,6 +75,22 @@ BERT_SIZES = {
 }
 
 
+def decoder(q: int, kv: int, mlp: int) -> int:
+  """A gated block of the decoder below: `q` and `kv` columns of its heads, no biases."""
+  return D * (q + 2 * kv) + q * D + 3 * D * mlp + 2 * D
+
+
+DECODER_SIZES = {
+  "vocab_size": V,
+  "max_length": 7,
+  "dim": D,
+  "num_layers": 2,
+  "num_heads": 4,
+  "num_kv_heads": 2,
+  "mlp_dim": 12,
+}
+
+
 def _family(name: str, sizes: dict[str, Any], batch: dict[str, Any], count: int) -> Family:
   get = lambda pattern: getattr(models, pattern.format(name))  # noqa: E731
   return Family(get("make_{}"), get("{}_axes"), get("{}_sizes"), sizes, batch, count)
@@ -110,6 +126,62 @@ FAMILIES = {
     BERT_SIZES | {"head": "labels", "num_labels": 3},
     TEXTS,
     (V + 7 + 2) * D + norm + 2 * block(12) + D * D + D + 3 * D + 3,
+  ),
+  "decoder": _family(
+    "decoder",
+    DECODER_SIZES | {"window": (3, None), "head_norms": True, "tied": False, "logit_cap": 3.0},
+    TEXTS,
+    2 * V * D + 2 * (decoder(D, D // 2, 12) + 2 * 2) + D,
+  ),
+  "decoder_learned": _family(
+    "decoder",
+    DECODER_SIZES
+    | {
+      "num_kv_heads": None,
+      "rms_norm": False,
+      "gated": False,
+      "attention_bias": True,
+      "out_bias": True,
+      "mlp_bias": True,
+      "rope_theta": None,
+      "embedding_scale": None,
+    },
+    TEXTS,
+    (V + 7) * D + 2 * block(12) + norm,
+  ),
+  "decoder_pool": _family(
+    "decoder",
+    DECODER_SIZES | {"head": "pool", "normalize": False, "post_norms": True, "norm_offset": 1.0},
+    TEXTS,
+    V * D + 2 * (decoder(D, D // 2, 12) + 2 * D) + D,
+  ),
+  "static": _family("static", {"vocab_size": V, "dim": D, "normalize": False}, TEXTS, V * D),
+  "static_labels": _family(
+    "static", {"vocab_size": V, "dim": D, "head": "labels"}, TEXTS, V * D + 2 * D + 2
+  ),
+  "text_gru": _family(
+    "text_gru",
+    {"vocab_size": V, "dim": D, "hidden_dim": (6, 7), "num_layers": 2, "out_dim": 5},
+    TEXTS,
+    V * D + 2 * 3 * 6 * (D + 6 + 2) + 2 * 3 * 7 * (2 * 6 + 7 + 2) + 2 * 7 * 5 + 5,
+  ),
+  "text_gru_labels": _family(
+    "text_gru",
+    {"vocab_size": V, "dim": D, "head": "labels", "bidirectional": False, "pooling": "last"},
+    TEXTS,
+    V * D + 3 * D * (D + D + 2) + 2 * D + 2,
+  ),
+  "text_cnn": _family(
+    "text_cnn",
+    {"vocab_size": V, "dim": D, "channels": 6, "out_dim": 5, "widths": (2, 3)},
+    TEXTS,
+    V * D + 2 * D * 6 + 6 + 3 * D * 6 + 6 + 2 * 6 * 5 + 5,
+  ),
+  "text_cnn_labels": _family(
+    "text_cnn",
+    {"vocab_size": V, "dim": D, "head": "labels", "pooling": "mean"},
+    TEXTS,
+    V * D + 12 * D * D + 3 * D + 3 * D * 2 + 2,
   ),
   "gru4rec": _family(
     "gru4rec",

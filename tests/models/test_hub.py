@@ -4,22 +4,26 @@ import importlib
 import json
 import pathlib
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from hub_files import GOLDEN as ALL
+from hub_files import cases, change, check_round_trip, rewrite, same, tensors
 
 from kdjax import quant
 from kdjax.models import hub, make_bert
 from kdjax.tree import leaves_with_path
 from kdjax.types import FactoredLogits
 
-ROOT = pathlib.Path(__file__).parents[1] / "golden" / "transformers_bert"
+ROOT = ALL / "transformers_bert"
 GOLDEN = dict(np.load(ROOT / "outputs.npz", allow_pickle=False))
-CASES = sorted(path.name for path in ROOT.iterdir() if path.is_dir())
+CASES = cases(ROOT)
 MASK = GOLDEN["mask"] == 1
 
 
@@ -40,23 +44,6 @@ def run(checkpoint, name):
 def folder(tmp_path):
   """A copy of a checkpoint to spoil."""
   return pathlib.Path(shutil.copytree(ROOT / "bert_tokens", tmp_path / "copy"))
-
-
-def change(folder, **config):
-  said = json.loads((folder / "config.json").read_text())
-  said |= config
-  (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v is not None}))
-
-
-def tensors(folder):
-  files = sorted(folder.glob("*.safetensors"))
-  return {k: v for file in files for k, v in safetensors.numpy.load_file(file).items()}
-
-
-def rewrite(folder, change_of):
-  found = tensors(folder)
-  change_of(found)
-  safetensors.numpy.save_file(found, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -80,22 +67,7 @@ def test_hidden_states_and_logits_are_those_of_transformers(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shard", [10**9, 3000])
 def test_what_is_saved_is_what_was_loaded(name, shard, tmp_path):
-  checkpoint = hub.load(ROOT / name)
-  hub.save(tmp_path / "new", checkpoint, max_shard_bytes=shard)
-  again = hub.load(tmp_path / "new")
-  assert again._replace(params=None, left=(), config=None) == checkpoint._replace(
-    params=None, left=(), config=None, sizes=again.sizes
-  )
-  assert checkpoint.sizes.items() <= again.sizes.items()
-  assert jax.tree.all(jax.tree.map(jnp.array_equal, again.params, checkpoint.params))
-  theirs, ours = tensors(ROOT / name), tensors(tmp_path / "new")
-  assert set(theirs) - set(ours) == set(checkpoint.left)
-  for key, value in ours.items():
-    np.testing.assert_array_equal(value, theirs[key])
-  said, before = (
-    json.loads((path / "config.json").read_text()) for path in (tmp_path / "new", ROOT / name)
-  )
-  assert said == before
+  check_round_trip(ROOT / name, tmp_path / "new", shard)
   assert (tmp_path / "new" / "model.safetensors.index.json").exists() == (shard == 3000)
 
 
@@ -130,7 +102,7 @@ def test_bfloat16_is_kept_or_cast(folder):
   kept = hub.load(folder).params
   assert {leaf.dtype.name for leaf in jax.tree.leaves(kept)} == {"bfloat16"}
   cast = hub.load(folder, dtype=np.float32).params
-  assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), kept, cast))
+  assert same(kept, cast)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(cast)} == {"float32"}
 
 
@@ -146,7 +118,7 @@ def test_arrays_go_to_their_devices():
   whole, parts = hub.load(ROOT / "bert_labels"), hub.load(ROOT / "bert_labels", sharding=sharding)
   kernel = parts.params["block_0"]["up"]["kernel"]
   assert kernel.addressable_shards[1].data.shape == (16, 6)
-  assert jax.tree.all(jax.tree.map(jnp.array_equal, whole.params, parts.params))
+  assert same(whole.params, parts.params)
 
 
 def test_older_names_and_repeated_tensors(folder):
@@ -161,7 +133,7 @@ def test_older_names_and_repeated_tensors(folder):
 
   rewrite(folder, older)
   found = hub.load(folder)
-  assert jax.tree.all(jax.tree.map(jnp.array_equal, found.params, before))
+  assert same(found.params, before)
   assert found.left == ("cls.seq_relationship.weight",)
   rewrite(
     folder, lambda t: t.update({"cls.predictions.decoder.weight": np.ones([23, 16], np.float32)})

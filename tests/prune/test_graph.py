@@ -265,7 +265,7 @@ def test_the_axes_that_models_declare_are_found(name):
   def score(params, batch):
     outputs = logits(apply(params, batch))
     # Its embeddings are as wide as its layers, and outputs keep their shape.
-    return outputs.sum(axis=-1) if name == "bert" else outputs
+    return outputs.sum(axis=-1) if name in ("bert", "decoder_pool", "static") else outputs
 
   found = find_axes(score, params, family.batch)
   extra = {"item_features": True} if name == "two_tower_features" else {}

@@ -39,7 +39,16 @@ AXES = {
   "bert": {"dim"} | BLOCKS,
   "bert_tokens": {"dim"} | BLOCKS,
   "bert_labels": {"dim", "head"} | BLOCKS,
+  "decoder": {"dim"} | BLOCKS,
+  "decoder_learned": {"dim"} | BLOCKS,
+  "decoder_pool": {"dim"} | BLOCKS,
   "gru4rec": {"dim", "layer_0/hidden", "layer_1/hidden"},
+  "static": {"dim"},
+  "static_labels": {"dim"},
+  "text_gru": {"dim", "layer_0/hidden", "layer_1/hidden"},
+  "text_gru_labels": {"dim", "layer_0/hidden"},
+  "text_cnn": {"dim", "channels"},
+  "text_cnn_labels": {"dim", "channels"},
   "mf": {"dim"},
   "ncf": {"dim", "mlp_dim", "hidden_0", "hidden_1"},
   "ncf_candidates": {"dim"},
@@ -77,7 +86,9 @@ def test_shrunk_equals_masked(name, axis):
 
   smaller = family.make(**family.new_sizes(shrunk, family.sizes))
   expected, before = (np.asarray(logits(apply(p, family.batch))) for p in (masked, params))
-  if name == "bert" and "dim" in keep:  # Its embeddings are as wide as its layers.
+  if (
+    name in ("bert", "decoder_pool") and "dim" in keep
+  ):  # Its embeddings are as wide as its layers.
     expected, before = (values[:, np.asarray(keep["dim"])] for values in (expected, before))
   np.testing.assert_allclose(
     logits(jax.jit(smaller.apply)(shrunk, family.batch)), expected, atol=1e-5

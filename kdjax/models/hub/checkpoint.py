@@ -1,13 +1,9 @@
-"""Checkpoint folders as Hugging Face's libraries write them, read and written without those.
-
-A folder holds `config.json` and weights in safetensors, whole or in shards that
-`model.safetensors.index.json` lists; those of sentence-transformers say how tokens are pooled, too.
-Nothing in it is executed. Tensors are memory-mapped and go straight to where a sharding wants them.
-"""
+"""Reads and writes a checkpoint folder."""
 
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,17 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models.architectures import (
+from kdjax.models.bert import BERT
+from kdjax.models.decoder import Decoder
+from kdjax.models.hub.architecture import (
   Architecture,
+  Place,
   config_of,
-  find,
   head_of,
-  name_of,
+  place_of,
   plain,
   sizes_of_config,
 )
-from kdjax.models.bert import BERT
-from kdjax.models.folders import (
+from kdjax.models.hub.decoders import DECODERS
+from kdjax.models.hub.encoders import ENCODERS
+from kdjax.models.hub.folders import (
   CONFIG,
   Config,
   HubError,
@@ -37,18 +36,21 @@ from kdjax.models.folders import (
   write_tensors,
 )
 from kdjax.models.linen import Sizes, from_linen, sizes_of
+from kdjax.models.transformer import width_of_head
 from kdjax.tree import leaves_with_path
 from kdjax.types import Params, Path
 
-FAMILIES = {"bert": BERT}
+FAMILIES: dict[str, Any] = {"bert": BERT, "decoder": Decoder}
+ARCHITECTURES = ENCODERS | DECODERS
 
 
 class Checkpoint(NamedTuple):
   """A model and where it is known from.
 
   Attributes:
-    model_type: as in `config.json`: "bert", "roberta", "distilbert", ...
-    family: of kdjax: "bert", made by `kdjax.models.make_bert(**sizes)`.
+    model_type: as in `config.json`: "bert", "roberta", "llama", ...
+    family: of kdjax: "bert" or "decoder", made by `kdjax.models.make_bert(**sizes)` or
+      `make_decoder(**sizes)`.
     sizes: the arguments of that function.
     params: nested dicts of arrays.
     config: the whole `config.json`; what is not in `sizes` is written back as it was.
@@ -74,14 +76,15 @@ def load(
 
   Args:
     folder: with `config.json` and safetensors.
-    head: which head to read, see the family (for "bert" see `kdjax.models.bert.BERT`); None for
-      that of the config, and "pool" where it names none. The tensors of other heads are left.
+    head: which head to read, see `kdjax.models.bert.BERT` and `kdjax.models.decoder.Decoder`; None
+      for that of the config, and "pool" where it names none. The tensors of other heads are left.
     dtype: what floats become; None to keep those of the file, bfloat16 too.
     sharding: `(path, shape) -> Sharding` of every array; each device then reads its own part. None
       for the default device.
 
   Returns:
-    Checkpoint; `make_bert(**checkpoint.sizes).apply(checkpoint.params, batch)` runs it.
+    Checkpoint; `make_bert(**checkpoint.sizes).apply(checkpoint.params, batch)` runs one of the
+    family "bert".
 
   Raises:
     HubError: if a file is damaged, the type or its head is not known, or tensors are missing, left
@@ -90,7 +93,7 @@ def load(
   """
   folder = pathlib.Path(folder)
   config = read_json(folder / CONFIG)
-  architecture = find(config.get("model_type"), folder)
+  architecture = _find(config.get("model_type"), folder)
   if head is None:
     head = head_of(config, architecture, folder)
   elif head not in architecture.heads:
@@ -102,16 +105,16 @@ def load(
     prefix = architecture.prefix
     prefix = prefix if any(name.startswith(prefix) for name in views) else ""
     shapes = _shapes(architecture.family, sizes)
-    names = {path: name_of(path, architecture, head, prefix) for path in shapes}
-    tied = {name: names.get(tuple(to.split("/"))) for name, to in architecture.tied.items()}
-    left = _check(views, names, shapes, tied, architecture, prefix, folder)
+    places = {path: place_of(path, architecture, head, prefix) for path in shapes}
+    tied = architecture.tied if sizes.get("tied", True) else {}
+    left = _check(views, places, shapes, architecture._replace(tied=tied), prefix, folder)
     params: dict[str, Any] = {}
-    for path, name in names.items():
+    for path, place in places.items():
       at = params
       for key in path[:-1]:
         at = at.setdefault(key, {})
-      place = sharding and sharding(path, shapes[path])
-      at[path[-1]] = _read(views[name], shapes[path], path[-1] == "kernel", dtype, place)
+      onto = sharding and sharding(path, shapes[path])
+      at[path[-1]] = _read(views[place.name], place, shapes[path], dtype, onto)
   return Checkpoint(config["model_type"], architecture.family, sizes, params, config, left)
 
 
@@ -133,25 +136,38 @@ def save(
       such as blocks of different widths.
   """
   folder = pathlib.Path(folder)
-  architecture = find(checkpoint.model_type, folder)
-  sizes = _own_sizes(architecture.family, checkpoint.sizes)
+  architecture = _find(checkpoint.model_type, folder)
+  sizes = _whole(architecture.family, checkpoint.sizes)
   head = sizes["head"]
-  config = config_of(checkpoint.model_type, checkpoint.config, architecture, sizes)
-  said = _own_sizes(architecture.family, sizes_of_config(config, architecture, head, folder))
-  whole = {k: plain(v) for k, v in sizes.items() if k not in ("pooling", "normalize")}
-  silent = [k for k, v in whole.items() if isinstance(v, tuple) or plain(said[k]) != v]
-  if silent:
-    listed = ", ".join(f"{name}={sizes[name]!r}" for name in silent)
-    raise HubError(f"config.json of a {checkpoint.model_type} cannot say {listed}")
+
+  def said(config: Config) -> Sizes:
+    return _whole(architecture.family, sizes_of_config(config, architecture, head, folder))
+
+  def unsaid(config: Config) -> list[str]:
+    there, pooled = said(config), ("pooling", "normalize")
+    uneven = [k for k in architecture.fields if isinstance(sizes[k], tuple)]
+    return uneven or [k for k, v in sizes.items() if k not in pooled and there[k] != v]
+
+  config = {**checkpoint.config, "model_type": checkpoint.model_type}
+  if not checkpoint.config or unsaid(config):
+    config = config_of(config, architecture, sizes)
+    if missing := unsaid(config):
+      listed = ", ".join(f"{name}={sizes[name]!r}" for name in missing)
+      raise HubError(f"config.json of a {checkpoint.model_type} cannot say {listed}")
+  config["architectures"] = [architecture.classes[head]]
   prefix = "" if head == "pool" else architecture.prefix
-  tensors = {}
+  parts: dict[str, dict[int, np.ndarray]] = {}
+  turned = set()
   for path, leaf in leaves_with_path(checkpoint.params):
     if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
       raise HubError(f"{'/'.join(path)} is no array of floats; dequantize_params first")
-    values = np.asarray(leaf)
-    tensors[name_of(path, architecture, head, prefix)] = (
-      values.T if path[-1] == "kernel" else values
-    )
+    place = place_of(path, architecture, head, prefix)
+    parts.setdefault(place.name, {})[place.at] = np.asarray(leaf)
+    turned |= {place.name} if place.turned else set()
+  tensors = {}
+  for name, found in parts.items():
+    values = np.concatenate([found[i] for i in sorted(found)], axis=-1)
+    tensors[name] = values.T if name in turned else values
   folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG).unlink(missing_ok=True)
   write_tensors(folder, tensors, max_shard_bytes)
@@ -160,9 +176,26 @@ def save(
   write(folder / CONFIG, json.dumps(config, indent=2).encode())
 
 
-def _own_sizes(family: str, sizes: Sizes) -> Sizes:
-  """All sizes of the family, those that were not given too."""
-  return sizes_of(FAMILIES[family](**sizes))
+def _find(model_type: Any, folder: pathlib.Path) -> Architecture:
+  """The architecture of that type."""
+  if model_type not in ARCHITECTURES:
+    raise HubError(f"{folder}: model_type {model_type!r}: there are {', '.join(ARCHITECTURES)}")
+  return ARCHITECTURES[model_type]
+
+
+def _whole(family: str, sizes: Sizes) -> Sizes:
+  """All sizes of the family, those that were not given too, and what None stands for."""
+  module = FAMILIES[family](**sizes)
+  whole = sizes_of(module) | {"head_dim": width_of_head(module)}
+  means = {
+    "norm_width": module.dim,
+    "mlp_dim": 4 * module.dim,
+    "num_kv_heads": module.num_heads,
+    "query_scale": width_of_head(module) ** -0.5,
+    "embedding_scale": module.dim**0.5,
+    "head_width": module.dim,
+  }
+  return {k: plain(means.get(k) if v is None else v) for k, v in whole.items()}
 
 
 def _shapes(family: str, sizes: Sizes) -> dict[Path, tuple[int, ...]]:
@@ -175,51 +208,56 @@ def _shapes(family: str, sizes: Sizes) -> dict[Path, tuple[int, ...]]:
 
 def _check(
   views: Mapping[str, Any],
-  names: Mapping[Path, str],
+  places: Mapping[Path, Place],
   shapes: Mapping[Path, tuple[int, ...]],
-  tied: Mapping[str, str | None],
   architecture: Architecture,
   prefix: str,
   folder: pathlib.Path,
 ) -> tuple[str, ...]:
   """Whether the folder holds what is wanted and nothing unknown: what belongs to other heads."""
   problems = []
-  if missing := sorted(set(names.values()) - set(views)):
+  wanted = {place.name for place in places.values()}
+  if missing := sorted(wanted - set(views)):
     problems.append(f"missing: {', '.join(missing)}")
-  others = tuple(start.format(prefix=prefix) for start in architecture.skipped)
-  rest = sorted(set(views) - set(names.values()) - {name for name, to in tied.items() if to})
-  left = tuple(name for name in rest if name.startswith(others))
+  paths = {name: tuple(path.split("/")) for name, path in architecture.tied.items()}
+  tied = {
+    name: places[path].name
+    for name, path in paths.items()
+    if path in places and name in views and name not in wanted
+  }
+  others = "|".join(start.format(prefix=re.escape(prefix)) for start in architecture.skipped)
+  rest = sorted(set(views) - wanted - set(tied))
+  left = tuple(name for name in rest if re.match(others, name))
   if unknown := [name for name in rest if name not in left]:
     problems.append(f"left over: {', '.join(unknown)}")
-  for path, name in names.items():
-    turned = shapes[path][::-1] if path[-1] == "kernel" else shapes[path]
-    if name in views and tuple(views[name].get_shape()) != turned:
-      problems.append(f"{name} is {views[name].get_shape()}, but the config says {list(turned)}")
+  for path, place in places.items():
+    whole = place.shape(shapes[path])
+    if place.name in views and tuple(views[place.name].get_shape()) != whole:
+      found = views[place.name].get_shape()
+      problems.append(f"{place.name} is {found}, but the config says {list(whole)}")
   for name, to in tied.items():
-    if (
-      to is not None
-      and to in views
-      and name in views
-      and not np.array_equal(views[name][:], views[to][:])
-    ):
+    if to in views and not np.array_equal(views[name][:], views[to][:]):
       problems.append(f"{name} differs from {to}, to which it is tied here")
   if problems:
-    raise HubError(f"{folder}: {'; '.join(problems)}")
+    raise HubError(f"{folder}: {'; '.join(dict.fromkeys(problems))}")
   return left
 
 
 def _read(
   view: Any,
+  place: Place,
   shape: tuple[int, ...],
-  turned: bool,
   dtype: Any,
   sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  """One leaf on its devices; kernels are stored `[out, in]`."""
+  """One leaf on its devices."""
 
   def part(index: tuple[slice, ...] | None) -> np.ndarray:
-    index = index or (slice(None),) * len(shape)
-    values = view[index[::-1]].T if turned else view[index]
+    *inputs, outputs = index or (slice(None),) * len(shape)
+    start, stop, _ = outputs.indices(shape[-1])
+    offset = place.at * shape[-1]
+    index = (*inputs, slice(start + offset, stop + offset))
+    values = view[index[::-1]].T if place.turned else view[index]
     return values if dtype is None else values.astype(dtype)
 
   if sharding is None:

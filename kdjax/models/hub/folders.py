@@ -20,6 +20,7 @@ _MODES = {
   "pooling_mode_mean_tokens": "mean",
   "pooling_mode_cls_token": "first",
   "pooling_mode_max_tokens": "max",
+  "pooling_mode_lasttoken": "last",
 }
 
 

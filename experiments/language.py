@@ -1,0 +1,128 @@
+"""The language task: the next token of a text (decoder)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import loss_terms, ranking, sequences, texts
+from experiments.candidate_terms import GROUPS
+from experiments.config import DataConfig, DistillConfig, FitConfig
+from experiments.negatives import popularity
+from experiments.tasks import Judgement, Task, label_loss_of
+from kdjax import losses
+from kdjax.data import batches
+from kdjax.data.text import TextDataset, encode, load_texts, make_texts
+from kdjax.losses.catalog import catalog_cross_entropy_loss
+from kdjax.train.objective import Term
+from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
+
+
+@functools.lru_cache(maxsize=2)
+def load(config: DataConfig) -> TextDataset:
+  """The texts that --dataset names, without labels: a table or folder of tables, or `synthetic`.
+
+  Raises:
+    DataError: naming the file and the mend.
+  """
+  if config.dataset == "synthetic":
+    return make_texts(config.synthetic_users, seed=config.data_seed)
+  return load_texts(
+    config.dataset,
+    text_column=config.text_column,
+    labels=False,
+    valid_fraction=config.valid_fraction,
+    test_fraction=config.test_fraction,
+    seed=config.data_seed,
+  )
+
+
+def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
+  """The language task: texts of --max_length tokens at most, packed into rows for training."""
+  words, length = texts.tokenizer(config), config.max_length
+  rows = {
+    name: encode(words, part.texts, max_length=length) for name, part in dataset.parts.items()
+  }
+  real = rows["train"]["segments"] > 0
+  tokens, counts = rows["train"]["tokens"][real], real.sum(axis=1)
+  packed, ends = batches.pack_rows(
+    tokens, np.concatenate([[0], np.cumsum(counts)]), length=length, seed=config.data_seed
+  )
+  arrays = {"tokens" if name == "items" else name: x for name, x in packed.items()}
+  shares = popularity(tokens, words.get_vocab_size())
+
+  def judge(apply, params, part) -> Judgement:
+    given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
+    logits, top_k, nll = _judge(apply, params, given)
+    tokens = np.maximum(given["segments"].sum(axis=1) - 1, 1)
+    scalars = {"perplexity": float(np.exp(nll.sum() / tokens.sum()))}
+    per_case = {"log_likelihood": -(nll / tokens).astype(np.float64)}
+    scores = lambda cases: logits._replace(query=logits.query[np.asarray(cases)]).dense()  # noqa: E731
+    return Judgement(per_case, scalars, top_k, scores, None)
+
+  def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
+    groups = losses.popularity_groups(np.exp(shares), num_groups=GROUPS)
+    view = sequences.make_view(fit, groups, num_rows=len(arrays["tokens"]), causal=True)
+    return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
+
+  def request(count: int) -> dict[str, Array]:
+    drawn = np.random.default_rng(0).integers(0, words.get_vocab_size(), (count, length))
+    return {
+      "tokens": jnp.asarray(drawn, jnp.int32),
+      "segments": jnp.ones((count, length), jnp.int32),
+      "positions": jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (count, length)),
+    }
+
+  return Task(
+    name="language",
+    arrays=arrays,
+    num_examples=len(ends),
+    sizes={"vocab_size": words.get_vocab_size(), "max_length": length},
+    augment=lambda fit: None,
+    label_term=lambda fit, weight: Term(
+      label_loss_of(fit, "cross_entropy", ("cross_entropy",), family),
+      sequences.label_loss("cross_entropy", shares, fit),
+      weight,
+    ),
+    distill_term=sequences.distill_term,
+    metric="log_likelihood",
+    judge=judge,
+    serve=lambda apply: lambda params, batch: _last(apply(params, batch).logits),
+    request=request,
+    joint_term=sequences.joint_term,
+    flag_terms=flag_terms,
+  )
+
+
+def _last(logits: FactoredLogits) -> Array:
+  """Of the token after the last."""
+  return logits._replace(query=logits.query[:, -1]).dense()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge_block(apply: Apply, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+  """Of every text: the query in its middle, the likeliest tokens there, and its nats in all."""
+  logits = apply(params, batch).logits
+  following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+  real = following >= 0
+  nll = catalog_cross_entropy_loss(logits, jnp.maximum(following, 0), where=real, reduce_fn=None)
+  middle = (jnp.sum(batch["segments"], axis=1) - 1) // 2
+  query = jnp.take_along_axis(logits.query, middle[:, None, None], axis=1)[:, 0]
+  _, best = jax.lax.top_k(logits._replace(query=query).dense(), ranking.LIST)
+  return query, best, jnp.sum(jnp.where(real, nll, 0.0), axis=1)
+
+
+def _judge(
+  apply: Apply, params: Params, rows: dict[str, np.ndarray], *, size: int = 64
+) -> tuple[FactoredLogits, np.ndarray, np.ndarray]:
+  """As `_judge_block`, of all texts, in blocks of one shape."""
+  found, count = [], len(rows["tokens"])
+  for first in range(0, count, size):
+    index = np.minimum(np.arange(first, first + size), count - 1)
+    block = {name: jnp.asarray(values[index]) for name, values in rows.items()}
+    found.append([x[: count - first] for x in _judge_block(apply, params, block)])
+  one = {name: jnp.asarray(values[:1]) for name, values in rows.items()}
+  table = apply(params, one).logits
+  query, best, nll = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
+  return table._replace(query=query), np.asarray(best), np.asarray(nll)

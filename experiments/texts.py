@@ -1,0 +1,181 @@
+"""The text task: which class a text belongs to (bert, text_gru, text_cnn, static)."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import classes
+from experiments.config import DataConfig, ModelConfig
+from experiments.tasks import Task
+from kdjax.data.errors import DataError
+from kdjax.data.text import TextDataset, encode, load_texts, load_tokenizer, make_texts
+from kdjax.data.text import train_tokenizer as learn
+from kdjax.models import hub
+from kdjax.models.linen import Sizes
+from kdjax.types import Params
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@functools.lru_cache(maxsize=2)
+def load(config: DataConfig) -> TextDataset:
+  """The texts that --dataset names: a table or a folder of tables, or `synthetic`.
+
+  Raises:
+    DataError: naming the file and the mend.
+  """
+  if config.dataset == "synthetic":
+    return make_texts(config.synthetic_users, seed=config.data_seed)
+  return load_texts(
+    config.dataset,
+    text_column=config.text_column,
+    label_column=config.label_column,
+    valid_fraction=config.valid_fraction,
+    test_fraction=config.test_fraction,
+    seed=config.data_seed,
+  )
+
+
+@functools.lru_cache(maxsize=2)
+def tokenizer(config: DataConfig) -> Any:
+  """That of --tokenizer, or one learned from the training texts."""
+  if config.tokenizer:
+    return load_tokenizer(config.tokenizer)
+  return learn(load(config).parts["train"].texts, vocab_size=config.vocab_size)
+
+
+def save_tokenizer(config: DataConfig, folder: pathlib.Path) -> None:
+  """Keeps the tokenizer with the run, whose model is nothing without it.
+
+  Raises:
+    DataError: if the run has another one already.
+  """
+  check_tokenizer(config, folder)
+  (folder / TOKENIZER_FILE).write_text(tokenizer(config).to_str(), encoding="utf-8")
+
+
+def check_tokenizer(config: DataConfig, folder: pathlib.Path) -> None:
+  """Whether a run that has a tokenizer has the configured one.
+
+  Raises:
+    DataError: if it does not.
+  """
+  path = folder / TOKENIZER_FILE
+  if path.exists() and load_tokenizer(path).get_vocab() != tokenizer(config).get_vocab():
+    raise DataError(
+      f"{path} has other tokens than --tokenizer={config.tokenizer!r} gives; use --tokenizer={path}"
+    )
+
+
+def describe(dataset: TextDataset) -> str:
+  """One line: how many texts in which part."""
+  counts = ", ".join(f"{name} {len(part.labels):,}" for name, part in dataset.parts.items())
+  return f"texts | classes {', '.join(dataset.classes)} | {counts} | {dataset.note}"
+
+
+def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
+  """The text task."""
+  words = tokenizer(config)
+  inputs = {
+    name: _without_types(encode(words, part.texts, max_length=config.max_length))
+    for name, part in dataset.parts.items()
+  }
+  length = config.max_length
+  full = np.nonzero(inputs["test"]["segments"].sum(axis=1) == length)[0]
+  longest = inputs["test"]["tokens"][full[:1] if len(full) else [0]]
+  longest = np.where(longest < 0, longest[:, :1], longest)
+
+  def request(count: int) -> dict[str, jnp.ndarray]:
+    return {
+      "tokens": jnp.asarray(np.resize(longest, (count, length))),
+      "segments": jnp.ones((count, length), jnp.int32),
+      "positions": jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (count, length)),
+    }
+
+  return classes.make_task(
+    "text",
+    inputs,
+    {name: part.labels for name, part in dataset.parts.items()},
+    family,
+    {
+      "vocab_size": words.get_vocab_size(),
+      "max_length": length,
+      "num_labels": len(dataset.classes),
+      "head": "labels",
+    },
+    count="num_labels",
+    request=request,
+  )
+
+
+def _without_types(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """One text a row has but one type."""
+  return {name: values for name, values in rows.items() if name != "types"}
+
+
+def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
+  """The arguments of a text family's `make_`, from what the data and the flags say.
+
+  Raises:
+    ValueError: naming the flag that does not fit.
+  """
+  family, dim = config.model, config.dim
+  transformer = family in ("bert", "decoder")
+  if config.checkpoint:
+    if not transformer:
+      raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
+    return _sizes_of_checkpoint(config, sizes)
+  if transformer:
+    if dim % config.heads:
+      raise ValueError(f"--heads={config.heads} does not divide --dim={dim}")
+    return sizes | {
+      "dim": dim,
+      "num_layers": config.layers,
+      "num_heads": config.heads,
+      "mlp_dim": config.mlp_dim or 4 * dim,
+      **({"num_types": 0} if family == "bert" else {}),
+    }
+  sizes = {name: size for name, size in sizes.items() if name != "max_length"}
+  width = config.mlp_dim or dim
+  own = {
+    "static": {},
+    "text_gru": {"hidden_dim": width, "num_layers": config.layers},
+    "text_cnn": {"channels": width},
+  }
+  return sizes | {"dim": dim} | own[family]
+
+
+def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
+  """Those of --checkpoint, with the head that the data needs."""
+  found = _checkpoint(config.checkpoint, config.model)
+  if found.sizes["vocab_size"] < sizes["vocab_size"]:
+    raise ValueError(
+      f"--checkpoint={config.checkpoint} knows {found.sizes['vocab_size']:,} tokens, but "
+      f"--tokenizer gives {sizes['vocab_size']:,}; use the checkpoint's own"
+    )
+  longest = found.sizes["max_length"] - found.sizes.get("position_offset", 0)
+  if sizes["max_length"] > longest:
+    raise ValueError(
+      f"--max_length={sizes['max_length']} is more than the {longest} positions of "
+      f"--checkpoint={config.checkpoint}"
+    )
+  own = {k: v for k, v in found.sizes.items() if k not in ("pooling", "normalize")}
+  return own | {k: sizes[k] for k in ("head", "num_labels", "dropout") if k in sizes}
+
+
+def start_from(config: ModelConfig, params: Params) -> Params:
+  """Fresh params with those of --checkpoint, where that is given."""
+  if not config.checkpoint:
+    return params
+  return {**params, **_checkpoint(config.checkpoint, config.model).params}
+
+
+@functools.lru_cache(maxsize=1)
+def _checkpoint(folder: str, family: str) -> hub.Checkpoint:
+  found = hub.load(folder, head="pool" if family == "bert" else "tokens", dtype=np.float32)
+  if found.family != family:
+    raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
+  return found

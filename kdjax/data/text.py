@@ -1,0 +1,323 @@
+"""Labelled texts from tables, and texts as tokens."""
+
+import pathlib
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from kdjax.data.errors import DataError
+
+TEXT_COLUMNS = ("text", "sentence", "review", "query", "title")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "sentiment")
+_PARTS = {
+  "train": ("train",),
+  "valid": ("valid", "dev", "validation"),
+  "test": ("test",),
+}
+_SUFFIXES = (".tsv", ".csv", ".parquet")
+SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Texts(NamedTuple):
+  """Texts, each of one class.
+
+  Attributes:
+    texts: as read.
+    labels: int32 `[N]`, from 0.
+  """
+
+  texts: tuple[str, ...]
+  labels: np.ndarray
+
+  def take(self, which: Sequence[int]) -> "Texts":
+    """Some of them."""
+    return Texts(tuple(self.texts[i] for i in which), self.labels[np.asarray(which, int)])
+
+
+class TextDataset(NamedTuple):
+  """Texts in three parts.
+
+  Attributes:
+    parts: by name, `train`, `valid` and `test`.
+    classes: the name of every class, in the order of the labels.
+    note: of the split, in words.
+  """
+
+  parts: dict[str, Texts]
+  classes: tuple[str, ...]
+  note: str
+
+
+def load_texts(
+  path: str | pathlib.Path,
+  *,
+  text_column: str = "",
+  label_column: str = "",
+  labels: bool = True,
+  valid_fraction: float = 0.1,
+  test_fraction: float = 0.1,
+  seed: int = 0,
+) -> TextDataset:
+  """Reads texts and labels from a table, or from a folder of tables.
+
+  A folder holds `train` and `test`, and perhaps `valid` (or `dev`), as .tsv, .csv or .parquet. What
+  is not there is drawn from the end of a shuffle of `train`, or of the one file. Tables have a line
+  of names, or two columns, text and label. Texts that are empty are left out.
+
+  Args:
+    path: the file or folder.
+    text_column: its name; well-known names are found by themselves.
+    label_column: as `text_column`.
+    labels: whether there are any; without them all labels are 0, of one class without a name.
+    valid_fraction: share of the training texts that validate, where no file does.
+    test_fraction: share of them that test, where no file does.
+    seed: of the shuffle.
+
+  Returns:
+    TextDataset; classes are sorted, as numbers where all are.
+
+  Raises:
+    DataError: naming the file and what is missing in it.
+  """
+  path = pathlib.Path(path)
+  files = _files(path)
+  tables = {
+    part: _read_table(file, text_column, label_column, labels=labels)
+    for part, file in files.items()
+  }
+  classes = _sorted_classes({label for _, found in tables.values() for label in found})
+  number = {name: i for i, name in enumerate(classes)}
+  parts = {
+    part: Texts(texts, np.array([number[label] for label in found], np.int32))
+    for part, (texts, found) in tables.items()
+  }
+  if len(classes) < 2 and labels:
+    raise DataError(f"{path}: one class alone, {classes[0]!r}; there is nothing to tell apart")
+  return _split(parts, classes, valid_fraction, test_fraction, seed)
+
+
+def make_texts(count: int = 600, *, seed: int = 0) -> TextDataset:
+  """Made-up reviews of two classes: words of praise or blame, some of them turned by "not".
+
+  Example:
+    >>> data = make_texts(50)
+    >>> data.classes, len(data.parts["train"].texts)
+    (('bad', 'good'), 40)
+  """
+  rng = random.Random(seed)
+  words = {
+    1: ("fine", "great", "lovely", "bright", "clever"),
+    0: ("poor", "awful", "boring", "dull", "weak"),
+  }
+  plain = ("the", "film", "plot", "is", "and", "actor", "scene", "very", "quite", "story", "was")
+  texts, labels = [], []
+  for _ in range(count):
+    label = rng.randrange(2)
+    said = [rng.choice(plain) for _ in range(rng.randint(3, 12))]
+    turned = rng.random() < 0.3
+    word = rng.choice(words[label ^ turned])
+    said.insert(rng.randrange(len(said) + 1), f"not {word}" if turned else word)
+    texts.append(" ".join(said))
+    labels.append(label)
+  whole = Texts(tuple(texts), np.array(labels, np.int32))
+  return _split({"train": whole}, ("bad", "good"), 0.1, 0.1, seed)
+
+
+def train_tokenizer(texts: Sequence[str], *, vocab_size: int = 8000) -> Any:
+  """A tokenizer of lower-case words learned from texts: byte-level BPE, with BERT's special tokens.
+
+  The same texts give the same tokenizer: what the library learns as WordPiece or Unigram differs
+  from one process to the next.
+
+  Args:
+    texts: at least one.
+    vocab_size: tokens at most, the special ones and 256 bytes too.
+
+  Returns:
+    A `tokenizers.Tokenizer`.
+
+  Raises:
+    ImportError: if the library is not installed.
+
+  Reference:
+    R. Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016.
+  """
+  lib = _tokenizers()
+  tokenizer = lib.Tokenizer(lib.models.BPE())
+  tokenizer.normalizer = lib.normalizers.BertNormalizer(lowercase=True)
+  tokenizer.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=True)
+  tokenizer.decoder = lib.decoders.ByteLevel()
+  trainer = lib.trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=list(SPECIAL),
+    initial_alphabet=lib.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  first, last = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+  tokenizer.post_processor = lib.processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
+  return tokenizer
+
+
+def load_tokenizer(path: str | pathlib.Path) -> Any:
+  """Reads `tokenizer.json`, or that of a checkpoint folder.
+
+  Raises:
+    DataError: naming the file, if it is missing or damaged. ImportError: as `train_tokenizer`.
+  """
+  tokenizers, path = _tokenizers(), pathlib.Path(path)
+  path = path / "tokenizer.json" if path.is_dir() else path
+  if not path.exists():
+    raise DataError(f"{path}: no such file; a tokenizer is a tokenizer.json, or a folder with one")
+  try:
+    return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+  except Exception as error:  # The library raises no type of its own.
+    raise DataError(f"{path}: no tokenizer: {error}") from error
+
+
+def encode(
+  tokenizer: Any, texts: Sequence[str], *, max_length: int, pairs: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """Texts as rows of tokens, with the tokenizer's own special ones; longer texts are cut.
+
+  Args:
+    tokenizer: a `tokenizers.Tokenizer`.
+    texts: N of them.
+    max_length: L; a row's tokens at most.
+    pairs: a second text each, such as a document after its query; of both the longer is cut first.
+
+  Returns:
+    int32 `[N, L]` each: `tokens`, -1 where a text has ended; `segments`, 1 and 0 there;
+    `positions`; and `types`, 1 in the second text.
+  """
+  tokenizer.no_padding()
+  tokenizer.enable_truncation(max_length)
+  given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+  rows = {
+    name: np.full([len(given), max_length], -(name == "tokens"), np.int32)
+    for name in ("tokens", "segments", "positions", "types")
+  }
+  for row, found in enumerate(tokenizer.encode_batch(given)):
+    size = len(found.ids)
+    rows["tokens"][row, :size] = found.ids
+    rows["segments"][row, :size] = 1
+    rows["positions"][row, :size] = range(size)
+    rows["types"][row, :size] = found.type_ids
+  return rows
+
+
+def _tokenizers() -> Any:
+  try:
+    import tokenizers
+    import tokenizers.decoders
+    import tokenizers.models
+    import tokenizers.normalizers
+    import tokenizers.pre_tokenizers
+    import tokenizers.processors
+    import tokenizers.trainers
+  except ImportError as error:
+    raise ImportError("texts need the library tokenizers: pip install 'kdjax[text]'") from error
+  return tokenizers
+
+
+def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The file of every part that has one."""
+  if path.is_file():
+    return {"train": path}
+  found = {}
+  for part, names in _PARTS.items():
+    files = [path / f"{name}{suffix}" for name in names for suffix in _SUFFIXES]
+    there = [file for file in files if file.exists()]
+    if len(there) > 1:
+      raise DataError(f"{path}: {' and '.join(file.name for file in there)} are both {part}")
+    if there:
+      found[part] = there[0]
+  if "train" not in found:
+    raise DataError(f"{path}: no train.tsv, train.csv or train.parquet in it")
+  return found
+
+
+def _read_table(
+  file: pathlib.Path, text_column: str, label_column: str, *, labels: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Texts and labels, as they are written."""
+  try:
+    named = file.suffix == ".parquet" or _has_names(file, text_column)
+    if file.suffix == ".parquet":
+      table = pl.read_parquet(file)
+    else:
+      tab = file.suffix == ".tsv"
+      table = pl.read_csv(
+        file,
+        separator="\t" if tab else ",",
+        quote_char=None if tab else '"',
+        has_header=named,
+        infer_schema=False,
+      )
+  except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+    raise DataError(f"{file}: no table: {error}") from error
+  if not named and table.width <= 2:
+    text, label = table.columns[0], table.columns[-1]
+  else:
+    text = _column(file, table.columns, text_column, TEXT_COLUMNS, "--text_column")
+    if labels:
+      label = _column(file, table.columns, label_column, LABEL_COLUMNS, "--label_column")
+  label_of = pl.col(label).cast(pl.String) if labels else pl.lit("")
+  table = table.select(pl.col(text).cast(pl.String), label_of.alias("label of it"))
+  table, label = table.filter(pl.col(text).str.strip_chars() != ""), "label of it"
+  if table.is_empty():
+    raise DataError(f"{file}: no texts in it")
+  if missing := table[label].null_count():
+    raise DataError(f"{file}: {missing} texts have no label")
+  return tuple(table[text]), tuple(table[label])
+
+
+def _has_names(file: pathlib.Path, text_column: str) -> bool:
+  """Whether the first line names columns: a well-known name, or the one given, is among them."""
+  with file.open(encoding="utf-8") as lines:
+    first = lines.readline().strip("\ufeff\r\n")
+  fields = [field.strip('" ').lower() for field in first.replace("\t", ",").split(",")]
+  return bool({text_column.lower(), *TEXT_COLUMNS} & set(fields) - {""})
+
+
+def _column(
+  file: pathlib.Path, columns: list[str], asked: str, known: tuple[str, ...], flag: str
+) -> str:
+  names = {name.strip().lower(): name for name in columns}
+  for name in [asked.lower()] if asked else known:
+    if name in names:
+      return names[name]
+  wanted = asked or " or ".join(known)
+  raise DataError(f"{file}: no column {wanted} among {', '.join(columns)}; name it by {flag}")
+
+
+def _sorted_classes(found: set[str]) -> tuple[str, ...]:
+  if all(name.lstrip("-").isdigit() for name in found):
+    return tuple(sorted(found, key=int))
+  return tuple(sorted(found))
+
+
+def _split(
+  parts: dict[str, Texts],
+  classes: tuple[str, ...],
+  valid_fraction: float,
+  test_fraction: float,
+  seed: int,
+) -> TextDataset:
+  """Draws the parts that are missing from the training texts."""
+  whole, notes = parts["train"], []
+  order = list(np.random.default_rng(seed).permutation(len(whole.texts)))
+  for name, share in (("test", test_fraction), ("valid", valid_fraction)):
+    if name not in parts:
+      count = max(1, round(share * len(whole.texts)))
+      parts[name] = whole.take(order[len(order) - count :])
+      order = order[: len(order) - count]
+      notes.append(f"{name} {share:.0%} of train")
+  parts["train"] = whole.take(sorted(order)) if notes else whole
+  if not parts["train"].texts:
+    raise DataError(f"{len(whole.texts)} texts are too few for three parts")
+  note = ", ".join(notes) or "parts as given"
+  return TextDataset({name: parts[name] for name in ("train", "valid", "test")}, classes, note)

@@ -1,0 +1,61 @@
+"""Texts encoded by length; histories and recommendations are tested with what serves them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import serve
+from kdjax.models import make_bert, make_text_gru
+
+
+def texts(count, length, seed=0):
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(1, length + 1, count)
+  real = np.arange(length)[None] < sizes[:, None]
+  return {
+    "tokens": np.where(real, rng.integers(0, 19, (count, length)), -1).astype(np.int32),
+    "segments": real.astype(np.int32),
+    "positions": (np.arange(length) * real).astype(np.int32),
+  }
+
+
+@pytest.mark.parametrize(
+  ("make", "head", "tokens_per_call"),
+  [(make_bert, "pool", 64), (make_bert, "labels", 4096), (make_text_gru, "pool", 1)],
+)
+def test_by_length_equals_padded(make, head, tokens_per_call):
+  sizes = {"vocab_size": 19, "dim": 8, "num_layers": 1, "head": head}
+  if make is make_bert:
+    sizes |= {"num_heads": 2, "max_length": 40}
+  model, rows = make(**sizes), texts(23, 40)
+  params = model.init(jax.random.key(0), rows)
+  params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params)
+  expected = jax.jit(model.apply)(params, {k: jnp.asarray(v) for k, v in rows.items()}).logits
+  found = serve.encode_texts(model.apply, params, rows, tokens_per_call=tokens_per_call)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_few_programs_read_few_tokens():
+  """Every length is that of one program, and at most half again as long as its texts."""
+  seen = []
+
+  def apply(params, batch, *, key=None):
+    seen.append(batch["tokens"].shape)  # Once a program: while it is traced.
+    return type("Outputs", (), {"logits": batch["tokens"][:, :1] + params})
+
+  rows = texts(500, 512, seed=1)
+  found = serve.encode_texts(apply, jnp.float32(0), rows, tokens_per_call=2048)
+  np.testing.assert_array_equal(found[:, 0], rows["tokens"][:, 0])
+  lengths = [length for _, length in seen]
+  assert len(set(lengths)) == len(seen) <= 13
+  assert all(count == 2048 // length for count, length in seen)
+  sizes = rows["segments"].sum(axis=1)
+  grown = [min(length for length in lengths if length >= size) for size in sizes[sizes > 8]]
+  assert max(np.array(grown) / sizes[sizes > 8]) <= 1.5
+
+
+def test_no_texts_is_an_error():
+  with pytest.raises(ValueError, match="no text to encode"):
+    serve.encode_texts(None, {}, {"segments": np.zeros([0, 4], np.int32)})
