@@ -134,6 +134,11 @@ class FitConfig:
   warmup_steps: int = option(100, "Steps of linear warm-up.", lower=0)
   weight_decay: float = option(0.0, "Decoupled weight decay (adamw and lion).", lower=0)
   clip_norm: float | None = option(None, "Clip the gradient's global norm to this.")
+  freeze: tuple[str, ...] = option(
+    (),
+    "Parameters that stay as they start, by the beginnings of their paths: token_embedding, block_0, "
+    "block_1/attention. A wrong one lists what there is.",
+  )
   accumulate: int = option(1, "Micro-batches summed before each update.", lower=1)
   dtype: Literal["float32", "bfloat16"] = option(
     "float32", "Type that the models compute in while training; parameters stay float32."

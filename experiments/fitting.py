@@ -27,8 +27,9 @@ from kdjax.train import (
   teacher_queries,
   writers,
 )
+from kdjax.train.frozen import freeze
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Array, Batch, Params
+from kdjax.types import Apply, Array, Batch, Params, Select
 
 
 def make_tx(
@@ -51,6 +52,24 @@ def make_tx(
   }[fit.optimizer]()
   clip = [] if fit.clip_norm is None else [optax.clip_by_global_norm(fit.clip_norm)]
   return optax.chain(*clip, optimizer, *([] if last is None else [last]))
+
+
+def _frozen(prefixes: Sequence[str], params: Params) -> Select:
+  """Which leaves --freeze names.
+
+  Raises:
+    ValueError: if a beginning is none of any path.
+  """
+  paths = ["/".join(path) for path, _ in tree.leaves_with_path(params)]
+
+  def begins(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+  for prefix in prefixes:
+    if not any(begins(path, prefix) for path in paths):
+      known = sorted({path.split("/")[0] for path in paths})
+      raise ValueError(f"--freeze={prefix}: there are {', '.join(known)}, and parts of them")
+  return lambda path, leaf: any(begins("/".join(path), prefix) for prefix in prefixes)
 
 
 def _matrices(params: Params) -> Params:
@@ -121,15 +140,17 @@ def fit_model(
   num_steps = count_steps(task, fit)
   tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
   augment = _with_draws(task.augment(fit), num_steps)
-  make_step = functools.partial(
-    step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
-  )
 
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
   rows = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
   example = augment(rows, augment_key, jnp.int32(0))
   if start is None:
     start = inherit(student.init(init_key, example))
+  if fit.freeze:
+    tx = freeze(tx, tree.under("student", select=_frozen(fit.freeze, start)))
+  make_step = functools.partial(
+    step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
+  )
   params = goal.init(init_key, start, teacher_params, example)
   memory = goal.init_memory(init_key, start, teacher_params, example)
   train_state = state.init_state(params, tx, memory)

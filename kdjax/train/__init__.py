@@ -1,6 +1,7 @@
 """One pure step, and everything that runs it: runners, loop, checkpoints, writers."""
 
 from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
+from kdjax.train.frozen import freeze
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
 from kdjax.train.parallel import jit_runner, make_mesh, pmap_runner, shardings
@@ -25,6 +26,7 @@ __all__ = [
   "Term",
   "TrainState",
   "fit",
+  "freeze",
   "init_state",
   "jit_runner",
   "join",

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -43,6 +45,26 @@ def test_every_family_trains_and_distils(trained, tmp_path, family):
   lines = (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()
   assert len(lines) == tiny.FIT.epochs
   assert any(name.startswith("train/distill") for name in json.loads(lines[0]))
+
+
+def test_frozen_parameters_stay(trained, tmp_path):
+  config = tiny.train_config(freeze=("item_embedding", "block_0/attention"))
+  train.run(config, tmp_path / "frozen")
+  free, kept = (
+    runs.load_model(folder, flag="--").params for folder in (trained("sasrec"), tmp_path / "frozen")
+  )
+  first = runs.make_model("sasrec", runs.load_model(tmp_path / "frozen", flag="--").sizes)
+  rows = {name: jnp.zeros([1, 4], jnp.int32) for name in ("items", "segments", "positions")}
+  start = first.init(jax.random.split(jax.random.key(0), 3)[0], rows)
+  for path, same in (
+    (("item_embedding",), True), (("block_0", "attention"), True), (("block_0", "up"), False)
+  ):  # fmt: skip
+    of = lambda tree, path=path: functools.reduce(lambda at, key: at[key], path, tree)  # noqa: E731
+    equal = jax.tree.all(jax.tree.map(jnp.array_equal, of(kept), of(start)))
+    assert equal == same
+    assert not jax.tree.all(jax.tree.map(jnp.array_equal, of(free), of(start)))
+  with pytest.raises(ValueError, match=r"--freeze=blocks: there are block_0, "):
+    train.run(tiny.train_config(freeze=("blocks",)), tmp_path / "wrong")
 
 
 @pytest.mark.parametrize("family", ["sasrec", "gru4rec", "ncf", "mlp", "resnet", "bert"])
