@@ -168,7 +168,13 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
 
 
 # How they are named.
-_LAYERS = {"sasrec": "block_", "bert4rec": "block_", "bert": "block_", "gru4rec": "layer_"}
+_LAYERS = {
+  "sasrec": "block_",
+  "bert4rec": "block_",
+  "bert": "block_",
+  "decoder": "block_",
+  "gru4rec": "layer_",
+}
 
 
 def _take_layers(source: runs.SavedModel, layers: tuple[int, ...]) -> tuple[Params, Sizes]:
