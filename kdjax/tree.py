@@ -55,6 +55,31 @@ def under(*prefix: str, select: Select = lambda path, leaf: True) -> Select:
   return selected
 
 
+def vary_as(tree: Params, *like: Params) -> Params:
+  """The same values, typed to differ between devices as those of `like` do.
+
+  Inside `jax.shard_map` an array has a type that says over which axes of the mesh it varies, and
+  what a loop carries must keep its type: constants that a loop starts from must vary as what it
+  adds to them. Elsewhere this changes nothing.
+
+  Args:
+    tree: arrays that a loop starts from.
+    like: what the loop reads.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> vary_as(jnp.zeros([2]), jnp.ones([3])).tolist()
+    [0.0, 0.0]
+  """
+  axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(like)))
+
+  def cast(x: Any) -> Any:
+    missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+  return jax.tree.map(cast, tree)
+
+
 def count_params(tree: Params) -> int:
   """How many numbers the tree holds."""
   return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))

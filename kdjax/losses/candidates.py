@@ -16,6 +16,7 @@ from kdjax.losses.rank_weights import (
   discrepancy_weights,
   position_weights,
 )
+from kdjax.tree import vary_as
 from kdjax.types import Array
 
 
@@ -291,7 +292,7 @@ def _distinct(key: Array, size: Array, draws: int) -> Array:
     return key, chosen.at[..., step].set(drawn.astype(jnp.int32))
 
   chosen = jnp.full((*size.shape, draws), -1, jnp.int32)
-  return jax.lax.fori_loop(0, draws, draw, (key, chosen))[1]
+  return jax.lax.fori_loop(0, draws, draw, vary_as((key, chosen), key, size))[1]
 
 
 def _join(*parts: Candidates) -> Candidates:

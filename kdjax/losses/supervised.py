@@ -95,7 +95,8 @@ def ctc_loss(
 
   $$L = -\log \sum_{\pi \in B^{-1}(y)} \prod_{t=1}^{T} \mathrm{softmax}(z_t)_{\pi_t}$$
 
-  B merges repeated classes of a path and then drops the blanks.
+  B merges repeated classes of a path and then drops the blanks. Inside `jax.shard_map` it needs
+  `check_vma=False`, as the loop is optax's.
 
   Args:
     logits: float `[..., T, C]`, of each frame.

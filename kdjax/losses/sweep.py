@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR
+from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
 _BLOCK = 2**20  # Logits in a block, 4 MB: measured best on CPUs with 2 MB of L2 a core.
@@ -117,6 +118,7 @@ def sweep(
   if with_grads:
     d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
     sums = (jnp.zeros(table.shape, jnp.float32), d_bias)
+    sums = vary_as(sums, query, table, bias, target, mix, weight)
   teacher_query = None if target.teacher is None else target.teacher.query
   xs = jax.tree.map(cut, (query, target.labels, teacher_query, weight))
   if steps == 1:
@@ -176,6 +178,7 @@ def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, sums, blo
   zeros = jnp.zeros(weight.shape, jnp.float32)
   empty = Losses(None if labels is None else zeros, None if teacher is None else zeros)
   carry = (empty, None if sums is None else jnp.zeros(student.query.shape), sums)
+  carry = vary_as(carry, student, target, mix, weight)
   if size == num_items:
     logits = all_logits(0)
     tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
@@ -205,7 +208,7 @@ def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, sums, blo
       }
       return add_block(carry, begin, logits, powers, stats, fresh), None
 
-    column = zeros[:, None]
+    column = vary_as(zeros[:, None], student, target, mix)
     stats, _ = jax.lax.scan(measure, {name: (column + FLOOR, column) for name in shares}, starts)
     carry, _ = jax.lax.scan(add, carry, starts)
   losses, d_query, sums = carry

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.models.decoder import Cached
+from kdjax.tree import vary_as
 from kdjax.types import PAD, Array, Batch, Params
 
 
@@ -146,7 +147,7 @@ def generate(
   drawn = draw(outputs, jnp.int32(0))
   tokens = jnp.full([count, max_new], PAD, jnp.int32)
   alive, tokens = write(drawn, jnp.ones([count], bool), tokens, jnp.int32(0))
-  carry = (jnp.int32(1), drawn, alive, tokens, cache)
+  carry = (jnp.int32(1), *vary_as((drawn, alive, tokens, cache), drawn))
   return jax.lax.stop_gradient(jax.lax.while_loop(more, advance, carry)[3])
 
 

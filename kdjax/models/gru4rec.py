@@ -12,6 +12,7 @@ from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
 from kdjax.prune.shrink import Axis
 from kdjax.quant.dot import dot
 from kdjax.quant.qtensor import is_qtensor
+from kdjax.tree import vary_as
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
@@ -54,7 +55,7 @@ class GRU(nn.Module):
       state = (1 - update) * new + update * state
       return state, state.astype(dtype)
 
-    zero = jnp.zeros([x.shape[0], size], jnp.float32)
+    zero = vary_as(jnp.zeros([x.shape[0], size], jnp.float32), given, start, kernel, bias)
     _, states = jax.lax.scan(step, zero, (given.swapaxes(0, 1), start.swapaxes(0, 1)))
     return states.swapaxes(0, 1)
 

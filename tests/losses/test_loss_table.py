@@ -18,6 +18,7 @@ from cases_ranking import CASES as RANKING
 from cases_recommenders import CASES as RECOMMENDERS
 from cases_relations import CASES as RELATIONS
 from cases_sequence import CASES as SEQUENCE
+from jax.sharding import PartitionSpec
 from loss_cases import EXAMPLES
 
 from kdjax import losses
@@ -325,6 +326,40 @@ def test_vmap_equals_a_loop(case):
     np.testing.assert_allclose(values[half], expected, rtol=1e-5)
     for position, grad, whole in zip(case.students, grads, expected_grads, strict=False):
       seen = whole if position in case.shared else np.asarray(whole)[keep]
+      np.testing.assert_allclose(grad[half], seen, rtol=1e-5, atol=1e-6)
+
+
+@table
+def test_shard_map_equals_each_part_alone(case):
+  """Inside a manual program each device computes the loss and gradient of its own rows."""
+  args, rows = args_of(case), row_options(case)
+  mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  of_rows, whole = PartitionSpec("data"), PartitionSpec()
+  specs = [whole if i in case.shared else of_rows for i in range(len(args))]
+
+  def mean(args, rows):
+    def loss(*a):
+      return case.loss(*a, **{**case.options, **rows})
+
+    # What is the same on both devices has one gradient a device here, not their sum.
+    args = [
+      jax.lax.pcast(a, "data", to="varying") if i in case.shared else a for i, a in enumerate(args)
+    ]
+    value, grads = jax.value_and_grad(loss, case.students)(*args)
+    return value[None], jax.tree.map(lambda g: g[None], grads)
+
+  # The loop in optax's CTC does not say how what it carries varies.
+  checked = case.loss is not losses.ctc_loss
+  parts = jax.shard_map(
+    mean, mesh=mesh, in_specs=(specs, of_rows), out_specs=of_rows, check_vma=checked
+  )
+  values, grads = jax.jit(parts)(args, rows)
+  for half in range(2):
+    keep = np.arange(EXAMPLES) // HALF == half
+    expected, expected_grads = run(case, args, where=where_of(case, args, keep)).mean
+    np.testing.assert_allclose(values[half], expected, rtol=1e-5)
+    for position, grad, whole_grad in zip(case.students, grads, expected_grads, strict=False):
+      seen = whole_grad if position in case.shared else np.asarray(whole_grad)[keep]
       np.testing.assert_allclose(grad[half], seen, rtol=1e-5, atol=1e-6)
 
 
