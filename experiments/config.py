@@ -101,6 +101,11 @@ class ModelConfig:
     "bert, decoder: a Hugging Face checkpoint folder; the model takes its sizes and starts as it is. "
     "Give --tokenizer the same folder.",
   )
+  item_embeddings: tuple[str, ...] = option(
+    (),
+    "sasrec: tables of item embeddings (of texts, images, ...), workdirs of experiments.embed or .npz "
+    "files with ids and embeddings; adapted and added to those of the ids.",
+  )
   dim: int = option(
     64, "Width of embeddings and of the residual stream (of a resnet's first stage).", lower=1
   )

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, runs, texts
+from experiments import cli, fitting, runs
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax import losses, models
@@ -38,7 +38,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   for teacher in teachers:
     runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
-  inherit = lambda params: texts.start_from(config.model, params)  # noqa: E731
+  inherit = lambda params: runs.start_from(config.model, config.data, params)  # noqa: E731
   if config.distill.inherit_tables:
     inherit = lambda params: models.inherit_tables(params, teachers[0].params)  # noqa: E731
   fitted = fitting.fit_model(

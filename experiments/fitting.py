@@ -14,6 +14,7 @@ import optax
 from experiments.config import FitConfig
 from experiments.runs import SavedModel, make_model, serves_integers
 from experiments.tasks import Judgement, Task
+from experiments.texts import FEATURES
 from kdjax import quant, tree
 from kdjax.data import batches
 from kdjax.models.linen import Sizes
@@ -146,8 +147,9 @@ def fit_model(
   example = augment(rows, augment_key, jnp.int32(0))
   if start is None:
     start = inherit(student.init(init_key, example))
-  if fit.freeze:
-    tx = freeze(tx, tree.under("student", select=_frozen(fit.freeze, start)))
+  data = tuple(name for name in start if name.startswith(FEATURES))
+  if data or fit.freeze:
+    tx = freeze(tx, tree.under("student", select=_frozen((*fit.freeze, *data), start)))
   make_step = functools.partial(
     step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
   )

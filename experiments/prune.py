@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, fitting, runs
+from experiments import cli, fitting, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import distill_terms
 from kdjax import models
@@ -131,6 +131,8 @@ def selected(config: PruneConfig) -> Select:
   """Which of the student's leaves are masked."""
 
   def select(path: Path, leaf: Any) -> bool:
+    if path[0].startswith(texts.FEATURES):
+      return False
     return is_matrix(path, leaf) and (config.prune_tables or path[-1] != "embedding")
 
   return select

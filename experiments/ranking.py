@@ -14,6 +14,7 @@ from kdjax.metrics import sampled as sampled_ranks
 from kdjax.types import Array, FactoredLogits
 
 KS = (1, 5, 10, 20)
+COLD = 5  # Training events of an item below which it is called cold.
 LIST = 10  # Length of the lists that coverage, popularity and agreement look at.
 
 
@@ -82,12 +83,24 @@ def _judgement(
     return Judgement(per_case, {}, None, scores, queries)
   lists = best.ids[found.users]
   counts = np.bincount(dataset.split.train.items, minlength=dataset.num_items)
-  scalars = {
+  scalars = cold_start(counts, found, per_case) | {
     f"coverage@{LIST}": exposure.coverage(lists, num_items=dataset.num_items),
     f"popularity@{LIST}": exposure.popularity(lists, counts),
     f"gini@{LIST}": exposure.gini(lists, num_items=dataset.num_items),
   }
   return Judgement(per_case, scalars, lists, scores, queries)
+
+
+def cold_start(
+  counts: np.ndarray, found: ranks.Ranks, per_case: dict[str, np.ndarray]
+) -> dict[str, float]:
+  """NDCG and recall of the users all of whose test items have fewer than COLD training events."""
+  cold = np.logical_and.reduceat(counts[found.items] < COLD, found.offsets[:-1])
+  if not cold.any():
+    return {}
+  names = (f"ndcg@{LIST}", "recall@20")
+  means = {f"cold_{name}": float(np.mean(per_case[name][cold])) for name in names}
+  return means | {"cold_users": float(cold.sum())}
 
 
 def sampled(

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,6 +171,11 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   sizes: Sizes = {**task.sizes, "dropout": config.dropout}
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     return texts.model_sizes(config, sizes)
+  if config.item_embeddings:
+    if family != "sasrec":
+      raise ValueError(f"--item_embeddings does not fit --model={family}; use sasrec")
+    widths = [texts.read_embeddings(path)[1].shape[1] for path in config.item_embeddings]
+    sizes["feature_dims"] = tuple(widths)
   if config.checkpoint:
     raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):
@@ -191,6 +197,12 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "ncf":
     return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
+
+
+def start_from(model: ModelConfig, data: DataConfig, params: Params) -> Params:
+  """Fresh params with what the flags say of pretrained ones."""
+  item_ids: Sequence[Any] = list(load_data(data).item_ids) if model.item_embeddings else ()
+  return texts.start_from(model, params, item_ids)
 
 
 def _without(sizes: Sizes, *names: str) -> Sizes:

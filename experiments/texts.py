@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from kdjax.models.linen import Sizes
 from kdjax.types import Params
 
 TOKENIZER_FILE = "tokenizer.json"
+FEATURES = "item_features_"  # Parameters called so are data, and are not trained.
 
 
 @functools.lru_cache(maxsize=2)
@@ -166,11 +169,14 @@ def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
   return own | {k: sizes[k] for k in ("head", "num_labels", "dropout") if k in sizes}
 
 
-def start_from(config: ModelConfig, params: Params) -> Params:
-  """Fresh params with those of --checkpoint, where that is given."""
-  if not config.checkpoint:
-    return params
-  return {**params, **_checkpoint(config.checkpoint, config.model).params}
+def start_from(config: ModelConfig, params: Params, item_ids: Sequence[Any] = ()) -> Params:
+  """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given."""
+  if config.checkpoint:
+    params = {**params, **_checkpoint(config.checkpoint, config.model).params}
+  for number, path in enumerate(config.item_embeddings):
+    table = {"embedding": jnp.asarray(item_features(path, item_ids))}
+    params = {**params, f"{FEATURES}{number}": table}
+  return params
 
 
 @functools.lru_cache(maxsize=1)
@@ -179,3 +185,44 @@ def _checkpoint(folder: str, family: str) -> hub.Checkpoint:
   if found.family != family:
     raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
   return found
+
+
+def write_embeddings(path: pathlib.Path, ids: np.ndarray, embeddings: np.ndarray) -> None:
+  """Writes a table of item embeddings, whole or not at all."""
+  part = path.with_name(f"{path.name}.partial")
+  with part.open("wb") as file:
+    np.savez(file, ids=ids, embeddings=embeddings)
+  part.replace(path)
+
+
+@functools.lru_cache(maxsize=4)
+def read_embeddings(path: str) -> tuple[np.ndarray, np.ndarray]:
+  """The ids and rows of a table of item embeddings; a folder stands for the file in it.
+
+  Raises:
+    DataError: naming the file, if it is missing or no such table.
+  """
+  file = pathlib.Path(path)
+  file = file / "embeddings.npz" if file.is_dir() else file
+  try:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
+      ids, rows = found["ids"].astype(str), found["embeddings"].astype(np.float32)
+  except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    raise DataError(f"--item_embeddings: {file}: no ids and embeddings in it: {error}") from error
+  if rows.ndim != 2 or ids.shape != rows.shape[:1]:
+    raise DataError(f"--item_embeddings: {file}: ids {ids.shape} for embeddings {rows.shape}")
+  return ids, rows
+
+
+def item_features(path: str, item_ids: Sequence[Any]) -> np.ndarray:
+  """The rows of a table in the order of a catalogue, zeros for items that it does not know.
+
+  Raises:
+    DataError: if it knows none of them.
+  """
+  ids, rows = read_embeddings(path)
+  row_of = {name: row for row, name in enumerate(ids.tolist())}
+  index = np.array([row_of.get(str(item), -1) for item in item_ids])
+  if (index < 0).all():
+    raise DataError(f"--item_embeddings: {path} knows none of the log's {len(index):,} items")
+  return np.where(index[:, None] >= 0, rows[index], np.float32(0))

@@ -134,6 +134,18 @@ class Conv(nn.Module):
     return _biased(self, y) if self.use_bias else y
 
 
+def take_rows(table: Any, ids: Array, *, dtype: Any) -> Array:
+  """Rows of a table `[V, d]`, an array or a `QTensor`, at `ids` int `[...]`: `[..., d]`.
+
+  A negative id gives zeros, one past the end NaN; see `Embed`.
+  """
+  safe = jnp.clip(ids, 0, table.shape[0] - 1)
+  rows = table.take(safe) if is_qtensor(table) else table[safe]
+  # Multiplied, not selected: what is masked in the table is then 0 for every id.
+  there = jnp.where(ids < 0, 0.0, jnp.where(ids == safe, 1.0, jnp.nan)).astype(dtype)
+  return rows.astype(dtype) * there[..., None]
+
+
 class Embed(nn.Module):
   """Rows of a table `[num_embeddings, features]`, an array or a `QTensor`.
 
@@ -152,12 +164,7 @@ class Embed(nn.Module):
 
   def __call__(self, ids: Array) -> Array:
     """`ids` int `[...]` to `[..., features]`."""
-    safe = jnp.clip(ids, 0, self.num_embeddings - 1)
-    table = self.embedding
-    rows = table.take(safe) if is_qtensor(table) else table[safe]
-    # Multiplied, not selected: what is masked in the table is then 0 for every id.
-    there = jnp.where(ids < 0, 0.0, jnp.where(ids == safe, 1.0, jnp.nan)).astype(self.dtype)
-    return rows.astype(self.dtype) * there[..., None]
+    return take_rows(self.embedding, ids, dtype=self.dtype)
 
   def table(self) -> Any:
     """The table for `FactoredLogits`: in `dtype`, or the `QTensor` itself."""

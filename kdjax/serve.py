@@ -136,8 +136,8 @@ def encode_texts(
 ) -> np.ndarray:
   """What a model makes of every text, where short texts cost what they hold.
 
-  Texts are grouped by length and padded to the next of few lengths (8, 12, 16, 24, 32, 48, ...),
-  each of which is compiled once, with as many texts a call as make `tokens_per_call`.
+  Texts are grouped by length and padded to the next of few lengths, four an octave (8, 10, 12, 14,
+  16, 20, ...), each of which is compiled once, with as many texts a call as make `tokens_per_call`.
 
   Args:
     apply: of a model with one output a text, such as a BERT with the head `pool` or `labels`.
@@ -163,7 +163,7 @@ def encode_texts(
   sizes = np.sum(np.asarray(rows["segments"]) != 0, axis=1)
   if not len(sizes):
     raise ValueError("no text to encode")
-  edges = [e for n in range(3, 31) for e in (2**n, 3 << (n - 1))]  # 8, 12, 16, 24, 32, 48, ...
+  edges = [(4 + part) << octave for octave in range(1, 28) for part in range(4)]
   longest = rows["segments"].shape[1]
   lengths = np.minimum(np.array(edges)[np.searchsorted(edges, sizes)], longest)
   out = None

@@ -38,7 +38,7 @@ def test_by_length_equals_padded(make, head, tokens_per_call):
 
 
 def test_few_programs_read_few_tokens():
-  """Every length is that of one program, and at most half again as long as its texts."""
+  """Every length is that of one program, and at most a quarter longer than its texts."""
   seen = []
 
   def apply(params, batch, *, key=None):
@@ -49,11 +49,11 @@ def test_few_programs_read_few_tokens():
   found = serve.encode_texts(apply, jnp.float32(0), rows, tokens_per_call=2048)
   np.testing.assert_array_equal(found[:, 0], rows["tokens"][:, 0])
   lengths = [length for _, length in seen]
-  assert len(set(lengths)) == len(seen) <= 13
+  assert len(set(lengths)) == len(seen) <= 25
   assert all(count == 2048 // length for count, length in seen)
   sizes = rows["segments"].sum(axis=1)
   grown = [min(length for length in lengths if length >= size) for size in sizes[sizes > 8]]
-  assert max(np.array(grown) / sizes[sizes > 8]) <= 1.5
+  assert max(np.array(grown) / sizes[sizes > 8]) <= 1.25
 
 
 def test_no_texts_is_an_error():

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Dropout, Embed, LayerNorm
+from kdjax.layers import Dense, Dropout, Embed, LayerNorm, take_rows
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
 from kdjax.models.transformer import (
   Block,
@@ -30,6 +30,11 @@ class SASRec(nn.Module):
   `block_0_attention` `[B, num_heads, L, L]`, and `block_0_queries`, `block_0_keys`,
   `block_0_values` `[B, L, num_heads * head_dim]`.
 
+  With `feature_dims`, what is known of the items (embeddings of their texts, images, sounds) is
+  fused with their ids: $E_i + \sum_m A_m\, \mathrm{gelu}(U_m f_{m,i} + u_m) + a_m$ stands for
+  $E_i$. The tables $f_m$ are leaves `item_features_0/embedding` `[V, F]`, ...: put data there, and
+  do not train them (`kdjax.train.freeze`).
+
   Attributes:
     num_items: V, the catalogue.
     max_length: how many positions are learned; a position past them gives NaN.
@@ -40,6 +45,8 @@ class SASRec(nn.Module):
     mlp_dim: hidden width of every block's feed-forward part, or one number a block; None for
       `dim`, as published.
     dropout: rate on embeddings, attention weights and both residual branches.
+    feature_dims: F of every table of item features; none by default.
+    adapter_dim: hidden units of what adapts each to `dim`; None for `dim`.
     embedding_scale: None for sqrt(dim). Said explicitly once `dim` was pruned.
     norm_width: what norms divide their statistics by, None for `dim`; see `LayerNorm`.
     dtype: of the computation.
@@ -59,6 +66,8 @@ class SASRec(nn.Module):
   head_dim: int | None = None
   mlp_dim: int | Sequence[int] | None = None
   dropout: float = 0.1
+  feature_dims: Sequence[int] = ()
+  adapter_dim: int | None = None
   embedding_scale: float | None = None
   norm_width: int | None = None
   dtype: Any = jnp.float32
@@ -73,7 +82,16 @@ class SASRec(nn.Module):
 
     items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
-    x = items(batch["items"]) * jnp.asarray(scale, dtype) + positions(batch["positions"])
+    table: Any = items.table()
+    if self.feature_dims:
+      table = items(jnp.arange(self.num_items))
+      for m, width in enumerate(self.feature_dims):
+        known = Embed(self.num_items, width, dtype=dtype, name=f"item_features_{m}")
+        hidden = Dense(self.adapter_dim or dim, dtype=dtype, name=f"adapter_{m}_up")
+        adapted = Dense(dim, dtype=dtype, name=f"adapter_{m}_down")
+        table += adapted(nn.gelu(hidden(known(jnp.arange(self.num_items)))))
+    x = take_rows(table, batch["items"], dtype=dtype) * jnp.asarray(scale, dtype)
+    x = x + positions(batch["positions"])
     features: dict[str, Array] = {"embedding": x}
     x = Dropout(self.dropout, name="dropout")(x)
     for i in range(num_layers):
@@ -92,7 +110,7 @@ class SASRec(nn.Module):
       features |= {f"block_{i}_{name}": value for name, value in parts.items()}
     query = LayerNorm(width=norm_width, dtype=dtype, name="norm")(x)
     features["query"] = query
-    return Outputs(FactoredLogits(query, items.table()), features)
+    return Outputs(FactoredLogits(query, table), features)
 
 
 def make_sasrec(**sizes: Any) -> Model:
@@ -123,20 +141,31 @@ def make_sasrec(**sizes: Any) -> Model:
 def sasrec_axes(sizes: Sizes) -> Params:
   """Names the axes of its params, for `kdjax.prune.shrink`: `dim`, `block_0/heads`, `block_0/mlp`.
 
+  And `adapter`, the hidden units of all adapters of item features, where it has some.
+
   Shrunk outputs equal masked outputs for all three: `LayerNorm` keeps dividing by the old width.
   """
   module = SASRec(**sizes)
   head_dim = width_of_head(module)
   names = [f"block_{i}" for i in range(module.num_layers)]
-  return {
+  axes = {
     "item_embedding": {"embedding": (None, "dim")},
     "position_embedding": {"embedding": (None, "dim")},
     "norm": norm_axes(),
   } | {name: block_axes(name, head_dim) for name in names}
+  for m in range(len(module.feature_dims)):
+    axes |= {
+      f"item_features_{m}": {"embedding": (None, None)},
+      f"adapter_{m}_up": {"kernel": (None, "adapter"), "bias": ("adapter",)},
+      f"adapter_{m}_down": {"kernel": ("adapter", "dim"), "bias": ("dim",)},
+    }
+  return axes
 
 
 def sasrec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_sasrec` takes `params` that were shrunk from `sizes`."""
   module = SASRec(**sizes)
-  scale = {"embedding_scale": scale_of_embedding(module)}
-  return sizes_of(module) | transformer_sizes(params, module) | scale
+  new = {"embedding_scale": scale_of_embedding(module)}
+  if module.feature_dims:
+    new["adapter_dim"] = params["adapter_0_up"]["kernel"].shape[1]
+  return sizes_of(module) | transformer_sizes(params, module) | new

@@ -103,6 +103,21 @@ FAMILIES = {
     SEQUENCES,
     V * D + L * D + 2 * block(12) + norm,
   ),
+  "sasrec_features": _family(
+    "sasrec",
+    {
+      "num_items": V,
+      "max_length": L,
+      "dim": D,
+      "num_layers": 1,
+      "num_heads": 2,
+      "mlp_dim": 12,
+      "feature_dims": (5, 3),
+      "adapter_dim": 6,
+    },
+    SEQUENCES,
+    V * D + L * D + block(12) + norm + V * (5 + 3) + (5 + 3 + 2) * 6 + 2 * (6 * D + D),
+  ),
   "bert4rec": _family(
     "bert4rec",
     {"num_items": V, "max_length": L, "dim": D},
