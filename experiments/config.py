@@ -106,6 +106,10 @@ class ModelConfig:
     "sasrec: tables of item embeddings (of texts, images, ...), workdirs of experiments.embed or .npz "
     "files with ids and embeddings; adapted and added to those of the ids.",
   )
+  fold_item_embeddings: bool = option(
+    False,
+    "Keep only the sum of ids and adapted --item_embeddings: learned with them, served without.",
+  )
   dim: int = option(
     64, "Width of embeddings and of the residual stream (of a resnet's first stage).", lower=1
   )

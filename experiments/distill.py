@@ -53,12 +53,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     inherit=inherit,
     name=folder.name,
   )
+  sizes, params = runs.served(config.model, sizes, fitted.params)
   return runs.finish(
     "distill",
     folder,
     config.model.model,
     sizes,
-    fitted.params,
+    params,
     config.data,
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),

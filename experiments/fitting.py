@@ -125,6 +125,8 @@ def fit_model(
   """
   if fit.train_bits not in (0, 4, 8):
     raise ValueError(f"--train_bits={fit.train_bits} must be 0, 4 or 8")
+  if fit.train_bits and sizes.get("feature_dims"):
+    raise ValueError("--train_bits does not go with --item_embeddings: quantise what was folded")
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   student_apply = _through_integers(student.apply, fit.train_bits)

@@ -171,6 +171,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   sizes: Sizes = {**task.sizes, "dropout": config.dropout}
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     return texts.model_sizes(config, sizes)
+  if config.fold_item_embeddings and not config.item_embeddings:
+    raise ValueError("--fold_item_embeddings needs --item_embeddings, whose adapters it folds")
   if config.item_embeddings:
     if family != "sasrec":
       raise ValueError(f"--item_embeddings does not fit --model={family}; use sasrec")
@@ -203,6 +205,14 @@ def start_from(model: ModelConfig, data: DataConfig, params: Params) -> Params:
   """Fresh params with what the flags say of pretrained ones."""
   item_ids: Sequence[Any] = list(load_data(data).item_ids) if model.item_embeddings else ()
   return texts.start_from(model, params, item_ids)
+
+
+def served(model: ModelConfig, sizes: Sizes, params: Params) -> tuple[Sizes, Params]:
+  """What a finished training keeps, by the flags."""
+  if not model.fold_item_embeddings:
+    return sizes, params
+  params, sizes = models.fold_item_features(params, sizes)
+  return sizes, jax.device_get(params)
 
 
 def _without(sizes: Sizes, *names: str) -> Sizes:

@@ -39,12 +39,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     inherit=lambda params: runs.start_from(config.model, config.data, params),
     name=folder.name,
   )
+  sizes, params = runs.served(config.model, sizes, fitted.params)
   return runs.finish(
     "train",
     folder,
     config.model.model,
     sizes,
-    fitted.params,
+    params,
     config.data,
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),

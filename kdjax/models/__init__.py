@@ -11,7 +11,7 @@ from kdjax.models.mf import make_mf, mf_axes, mf_sizes
 from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
 from kdjax.models.ncf import make_ncf, ncf_axes, ncf_sizes
 from kdjax.models.resnet import make_resnet, resnet_axes, resnet_sizes
-from kdjax.models.sasrec import make_sasrec, sasrec_axes, sasrec_sizes
+from kdjax.models.sasrec import fold_item_features, make_sasrec, sasrec_axes, sasrec_sizes
 from kdjax.models.static import distill_table, make_static, static_axes, static_sizes
 from kdjax.models.text_cnn import make_text_cnn, text_cnn_axes, text_cnn_sizes
 from kdjax.models.text_gru import make_text_gru, text_gru_axes, text_gru_sizes
@@ -26,6 +26,7 @@ __all__ = [
   "decoder_axes",
   "decoder_sizes",
   "distill_table",
+  "fold_item_features",
   "from_linen",
   "generate",
   "gru4rec_axes",

@@ -138,6 +138,36 @@ def make_sasrec(**sizes: Any) -> Model:
   return from_linen(SASRec(**sizes))
 
 
+def fold_item_features(params: Params, sizes: Sizes) -> tuple[Params, Sizes]:
+  """The same model without item features: their adapted sum with the ids becomes the item table.
+
+  So a student learns from texts or images of its items, and serves as one of ids alone, as small
+  and as fast (the collaborative embedding fusion of DLLM2Rec, paid for in training only).
+
+  Args:
+    params: of a `make_sasrec(**sizes)` with `feature_dims`.
+    sizes: its sizes.
+
+  Returns:
+    Params and sizes of a model without `feature_dims`, with the same outputs.
+
+  Raises:
+    ValueError: if the model has no item features.
+
+  Reference:
+    Y. Cui et al., Distillation Matters: Empowering Sequential Recommenders to Match the Performance
+    of Large Language Models, RecSys 2024, arXiv:2405.00338.
+  """
+  if not sizes.get("feature_dims"):
+    raise ValueError("the model has no item features to fold")
+  one = jnp.zeros((1, 1), jnp.int32)
+  batch = {"items": one, "segments": one + 1, "positions": one}
+  table = make_sasrec(**sizes).apply(params, batch).logits.table
+  kept = {n: x for n, x in params.items() if not n.startswith(("item_features_", "adapter_"))}
+  plain = {n: x for n, x in sizes.items() if n not in ("feature_dims", "adapter_dim")}
+  return {**kept, "item_embedding": {"embedding": table}}, plain
+
+
 def sasrec_axes(sizes: Sizes) -> Params:
   """Names the axes of its params, for `kdjax.prune.shrink`: `dim`, `block_0/heads`, `block_0/mlp`.
 

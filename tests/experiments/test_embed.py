@@ -77,11 +77,16 @@ def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
   for item, row in zip(dataset.item_ids, kept, strict=True):
     np.testing.assert_array_equal(row, row_of[str(item)])  # As they were: data is not trained.
   options = DistillConfig(distill_losses=("importance_ranking:0.5",), cache_queries=True)
+  folded = dataclasses.replace(
+    tiny.STUDENT, item_embeddings=model.item_embeddings, fold_item_embeddings=True
+  )
   made = distill.run(
-    distill.Config((str(tmp_path / "teacher"),), data_of(log), tiny.STUDENT, options, tiny.FIT),
+    distill.Config((str(tmp_path / "teacher"),), data_of(log), folded, options, tiny.FIT),
     tmp_path / "student",
   )
-  assert not made["sizes"].get("feature_dims")
+  assert "feature_dims" not in made["sizes"]
+  student = runs.load_model(tmp_path / "student", flag="--").params
+  assert set(student) == {"item_embedding", "position_embedding", "block_0", "norm"}
   pruned = prune.run(
     prune.Config(
       str(tmp_path / "teacher"),
@@ -102,6 +107,9 @@ def test_what_is_wrong_is_named(log, embedded, tmp_path):
     train.run(
       train.Config(data_of(log), dataclasses.replace(model, model="mf"), tiny.FIT), tmp_path / "a"
     )
+  fold = dataclasses.replace(tiny.STUDENT, fold_item_embeddings=True)
+  with pytest.raises(ValueError, match="--fold_item_embeddings needs --item_embeddings"):
+    train.run(train.Config(data_of(log), fold, tiny.FIT), tmp_path / "fold")
   np.savez(tmp_path / "x.npz", ids=np.array(["z"]), embeddings=np.ones([1, 3], np.float32))
   other = ModelConfig(item_embeddings=(str(tmp_path / "x.npz"),), dim=8)
   with pytest.raises(DataError, match=r"knows none of the log's 40 items"):

@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kdjax.models import make_sasrec
+from kdjax.models import fold_item_features, make_sasrec
 from kdjax.types import PAD
 
 KEY = jax.random.key(0)
@@ -46,3 +47,23 @@ def test_a_key_means_dropout():
   np.testing.assert_array_equal(query(KEY), query(KEY))
   assert not np.array_equal(query(KEY), query(jax.random.key(1)))
   assert not np.array_equal(query(KEY), query(None))
+
+
+def test_folded_features_change_nothing():
+  batch, keys = unpacked([1, 2, 3, -1]), jax.random.split(KEY, 3)
+  sizes = {"num_items": 5, "max_length": 4, "dim": 8, "feature_dims": (3, 2), "dropout": 0.0}
+  model = make_sasrec(**sizes)
+  params = model.init(keys[0], batch)
+  for m, key in enumerate(keys[1:]):
+    table = params[f"item_features_{m}"]
+    table["embedding"] = jax.random.normal(key, table["embedding"].shape)
+  folded, plain = fold_item_features(params, sizes)
+  assert folded["item_embedding"]["embedding"].shape == (5, 8)
+  small = make_sasrec(**plain)
+  assert jax.tree.structure(folded) == jax.tree.structure(small.init(KEY, batch))
+  expected, found = (
+    m.apply(p, batch).logits.dense() for m, p in ((model, params), (small, folded))
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  with pytest.raises(ValueError, match="no item features"):
+    fold_item_features(folded, plain)
