@@ -100,14 +100,17 @@ def _ranking_distillation(x: Ranking):
 
 
 def _importance_ranking(x: Ranking):
-  ids = x.best[:, :SHORT]
-  ranks = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
   log_probs = x.best_scores - jax.nn.logsumexp(x.scores, axis=-1, keepdims=True)
-  _, theirs = jax.lax.top_k(jax.lax.stop_gradient(x.own.dense()), ids.shape[-1])
-  agreed = losses.both_recommend(theirs, ids)
   # Minus the log of its probability is how far an item lies from what the teacher would say.
-  distances = -log_probs[:, : ids.shape[-1]]
-  return losses.importance_ranking_loss(x.own.at(ids), ranks, distances, agreed, **x.done)
+  return importance(x.own, x.best[:, :SHORT], -log_probs[:, :SHORT], x.done)
+
+
+def importance(own: Logits, ids: Array, distances: Array, done: dict[str, Any]):
+  """DLLM2Rec's loss of the student on `ids` `[n, k]`, the teacher's best in its order."""
+  ranks = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
+  _, theirs = jax.lax.top_k(jax.lax.stop_gradient(own.dense()), ids.shape[-1])
+  agreed = losses.both_recommend(theirs, ids)
+  return losses.importance_ranking_loss(own.at(ids), ranks, distances, agreed, **done)
 
 
 def _clicks(x: Ranking, ids: Array, weights: Array):

@@ -211,6 +211,14 @@ class DistillConfig:
     "Start a new student's embedding tables from the teacher's, brought to its width by truncated "
     "singular value decomposition.",
   )
+  cached_rankings: str = option(
+    "",
+    "Workdir of experiments.rank_titles, or an .npz file like its: rankings of a teacher that is too "
+    "slow to run beside the student (a language model), learned with or without --teacher.",
+  )
+  ranking_weight: float = option(
+    0.5, "Weight of --cached_rankings (importance-aware ranking distillation).", lower=0
+  )
   hint_weight: float = option(0.0, "Weight of the MSE between projected features.", lower=0)
   hint_features: str = option(
     "query:query", "Which features the hint compares, as <student's name>:<teacher's name>."

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, runs
+from experiments import cli, fitting, rankings, runs
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax import losses, models
@@ -32,14 +32,17 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  teachers = [runs.load_model(path, flag="--teacher") for path in config.teacher or ("",)]
+  given = config.teacher or (() if config.distill.cached_rankings else ("",))
+  teachers = [runs.load_model(path, flag="--teacher") for path in given]
   runs.describe_data(config.data, config.model.model, folder)
   task = runs.make_task(config.data, config.model.model)
   for teacher in teachers:
     runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
+  task, ranked = rankings.added(task, config.distill, config.fit, config.data)
+  terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
   inherit = lambda params: runs.start_from(config.model, config.data, params)  # noqa: E731
-  if config.distill.inherit_tables:
+  if config.distill.inherit_tables and teachers:
     inherit = lambda params: models.inherit_tables(params, teachers[0].params)  # noqa: E731
   fitted = fitting.fit_model(
     task,
@@ -47,7 +50,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     sizes,
     config.fit,
     folder,
-    terms=distill_terms(task, config.distill, config.fit, num_teachers=len(teachers)),
+    terms=terms + ranked,
     teachers=teachers,
     cache_queries=config.distill.cache_queries,
     inherit=inherit,
@@ -78,6 +81,8 @@ def distill_terms(
     labels = [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
     counts = {"num_teachers": num_teachers, "num_steps": fitting.count_steps(task, fit)}
     return labels + task.flag_terms(distill, fit, **counts)
+  if not num_teachers:  # --cached_rankings teach alone.
+    return [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
   if num_teachers > 1:
     raise ValueError(
       "--teacher: several teachers need --distill_losses, which says what to learn from each: "

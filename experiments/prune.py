@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, fitting, runs, texts
+from experiments import cli, fitting, rankings, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import distill_terms
 from kdjax import models
@@ -49,8 +49,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   source = runs.load_model(config.model_dir, flag="--model_dir")
   task = runs.make_task(source.data, source.family)
+  task, ranked = rankings.added(task, config.distill, config.fit, source.data)
   teacher = None
-  terms = [task.label_term(config.fit, 1.0)]
+  terms = [task.label_term(config.fit, config.distill.label_weight if ranked else 1.0)]
   if config.teacher:
     teacher = runs.load_model(config.teacher, flag="--teacher")
     runs.check_teacher(teacher, task, source.data)
@@ -62,7 +63,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     sizes,
     config.fit,
     folder,
-    terms=terms,
+    terms=terms + ranked,
     teachers=() if teacher is None else (teacher,),
     cache_queries=config.distill.cache_queries,
     start=jax.tree.map(jnp.asarray, params),

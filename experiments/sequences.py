@@ -101,6 +101,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     request=request,
     joint_term=joint_term,
     flag_terms=flag_terms,
+    ends=None if masked else ends,
   )
 
 

@@ -63,6 +63,8 @@ class Task(NamedTuple):
     flag_terms: `(distill, fit, *, num_teachers, num_steps) -> [Term]` of --distill_losses.
     joint_term: `(distill, fit) -> Term` that does the work of both terms in one, or None where
       these flags have none.
+    ends: int64 `[W, 2]` of sequences, the history of every window of the rows and the flat position
+      of its last event, the newest window of a history first; None elsewhere.
   """
 
   name: str
@@ -78,6 +80,7 @@ class Task(NamedTuple):
   request: Callable[[int], Any]
   flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
+  ends: np.ndarray | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.data import batches
-from kdjax.types import PAD, Apply, Array, FactoredLogits, Params
+from kdjax.losses import cross_entropy_loss
+from kdjax.losses.catalog import catalog_cross_entropy_loss
+from kdjax.models.decoder import Cached
+from kdjax.models.generate import ends_together
+from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
 def request_batch(items: Array) -> dict[str, Array]:
@@ -186,3 +190,55 @@ def encode_texts(
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs(apply: Apply, params: Params, batch: Mapping[str, Array]) -> Array:
   return apply(params, batch).logits
+
+
+def score_continuations(cached: Cached, params: Params, batch: Batch, tokens: Array) -> Array:
+  r"""How likely each of several continuations of a text is, the text being read once.
+
+  $\log p(y_n \mid x) = \sum_t \log p(y_{n,t} \mid x, y_{n,<t})$
+
+  Args:
+    cached: as from `kdjax.models.make_cached`.
+    params: of that model.
+    batch: the texts x: `tokens`, `segments` and `positions` int `[B, L]`, from the first column on;
+      segment 0 where a text has ended, at least one token each.
+    tokens: int `[B, N, T]`, N continuations of each, -1 where one has ended.
+
+  Returns:
+    float32 `[B, N]`, at most 0, in nats; 0 for a continuation without tokens.
+
+  Example:
+    >>> from kdjax.models import make_cached, make_decoder
+    >>> sizes = dict(vocab_size=9, dim=8, num_layers=1, num_heads=2)
+    >>> one = jnp.ones([1, 2], jnp.int32)
+    >>> batch = {"tokens": one, "segments": one, "positions": jnp.arange(2)[None]}
+    >>> params = make_decoder(**sizes).init(jax.random.key(0), batch)
+    >>> every = jnp.arange(9)[None, :, None]
+    >>> found = score_continuations(make_cached(**sizes), params, batch, every)
+    >>> round(float(jnp.exp(found).sum()), 4)
+    1.0
+  """
+  rows = ends_together({name: batch[name] for name in ("tokens", "segments", "positions")})
+  texts, many, length = tokens.shape
+  read, cache = cached.extend(params, rows, cached.init(texts, rows["tokens"].shape[1] + length))
+  several = lambda x: jnp.repeat(x, many, axis=0) if jnp.ndim(x) else x  # noqa: E731
+  labels = tokens.reshape(texts * many, length)
+  last = {name: several(rows[name][:, -1:]) for name in ("segments", "positions")}
+  new = {
+    "tokens": labels,
+    "segments": jnp.where(labels >= 0, last["segments"], 0),
+    "positions": last["positions"] + 1 + jnp.arange(length)[None],
+  }
+  outputs, _ = cached.extend(params, new, jax.tree.map(several, cache))
+
+  def shifted(before: Array, after: Array) -> Array:
+    return jnp.concatenate([several(before[:, -1:]), after[:, :-1]], axis=1)
+
+  real, labels = labels >= 0, jnp.maximum(labels, 0)
+  before, after = read.logits, outputs.logits
+  if isinstance(after, FactoredLogits):
+    logits = after._replace(query=shifted(before.query, after.query))
+    nats = catalog_cross_entropy_loss(logits, labels, where=real, reduce_fn=None)
+  else:
+    nats = cross_entropy_loss(shifted(before, after), labels, where=real, reduce_fn=None)
+  return -jnp.sum(jnp.where(real, nats, 0.0), axis=1).reshape(texts, many)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import serve
-from kdjax.models import make_bert, make_text_gru
+from kdjax.models import append, make_bert, make_cached, make_decoder, make_text_gru
 
 
 def texts(count, length, seed=0):
@@ -59,3 +59,25 @@ def test_few_programs_read_few_tokens():
 def test_no_texts_is_an_error():
   with pytest.raises(ValueError, match="no text to encode"):
     serve.encode_texts(None, {}, {"segments": np.zeros([0, 4], np.int32)})
+
+
+@pytest.mark.parametrize("sizes", [{}, {"rope_theta": None, "max_length": 24, "logit_cap": 3.0}])
+def test_continuations_score_as_whole_texts(sizes):
+  sizes = {"vocab_size": 19, "dim": 8, "num_layers": 2, "num_heads": 2} | sizes
+  rows, tokens = texts(3, 9), texts(12, 5, seed=1)["tokens"].reshape(3, 4, 5)
+  tokens[1, 2] = -1
+  model = make_decoder(**sizes)
+  params = model.init(jax.random.key(0), rows)
+  params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params)
+  found = serve.score_continuations(make_cached(**sizes), params, rows, jnp.asarray(tokens))
+  assert found.shape == (3, 4)
+  assert found[1, 2] == 0
+  for n in range(4):
+    batch = append({k: jnp.asarray(v) for k, v in rows.items()}, jnp.asarray(tokens[:, n]))
+    logits = model.apply(params, batch).logits
+    logits = logits.dense() if hasattr(logits, "dense") else logits
+    log_probs = np.asarray(jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32)), np.float64)
+    following = np.maximum(batch["tokens"][:, 1:], 0)
+    own = np.take_along_axis(log_probs, following[..., None], axis=-1)[..., 0]
+    expected = np.sum(own * batch["answers"][:, 1:], axis=1)
+    np.testing.assert_allclose(found[:, n], expected, atol=2e-4)

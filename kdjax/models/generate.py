@@ -110,7 +110,7 @@ def generate(
   """
   if max_new < 1:
     raise ValueError(f"max_new={max_new} is at least 1")
-  rows = _to_the_right({name: batch[name] for name in ("tokens", "segments", "positions")})
+  rows = ends_together({name: batch[name] for name in ("tokens", "segments", "positions")})
   count, length = rows["tokens"].shape
   ends = jnp.asarray(stop, jnp.int32).reshape(-1)
 
@@ -168,7 +168,7 @@ def append(batch: Batch, tokens: Array) -> dict[str, Array]:
     >>> append(batch, jnp.array([[3, 8, -1]]))["tokens"].tolist()
     [[7, 3, 8, -1, -1]]
   """
-  rows = _to_the_right({name: batch[name] for name in ("tokens", "segments", "positions")})
+  rows = ends_together({name: batch[name] for name in ("tokens", "segments", "positions")})
   new = tokens != PAD
   joined = {
     "tokens": jnp.concatenate([rows["tokens"], tokens], axis=1),
@@ -185,8 +185,8 @@ def append(batch: Batch, tokens: Array) -> dict[str, Array]:
   }
 
 
-def _to_the_right(batch: dict[str, Array]) -> dict[str, Array]:
-  """Rows that all end in the last column, with their padding in front."""
+def ends_together(batch: dict[str, Array]) -> dict[str, Array]:
+  """Rows `[B, L]` that all end in the last column, with their padding in front."""
   length = batch["tokens"].shape[1]
   shift = length - jnp.sum(batch["segments"] != 0, axis=1)
   shape = batch["tokens"].shape
