@@ -202,6 +202,28 @@ class DistillConfig:
     "Run the teacher over the training rows once and keep its query of every position in memory "
     "(positions x its dim values), instead of running it in every step; sequence models only.",
   )
+  cache_top_k: int = option(
+    0,
+    "Run the teacher over the training rows once and keep its best so many logits of every position "
+    "in memory, with the exact mass of the rest; the KL to those is then learned. 0 runs it in every "
+    "step; sequence models and decoders.",
+    lower=0,
+  )
+  on_policy: float = option(
+    0.0,
+    "decoder: share of the steps in which the student itself continues the beginnings of training "
+    "texts, for the teacher to judge; labels take no part in those.",
+    lower=0,
+    upper=1,
+  )
+  prompt_tokens: int = option(
+    8, "--on_policy: tokens of a beginning; the student writes up to --max_length.", lower=1
+  )
+  sample_temperature: float = option(
+    1.0,
+    "--on_policy: temperature that the student writes with; 0 for the likeliest token.",
+    lower=0,
+  )
   inherit_tables: bool = option(
     False,
     "Start a new student's embedding tables from the teacher's, brought to its width by truncated "

@@ -49,7 +49,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=distill_terms(task, config.distill, config.fit, num_teachers=len(teachers)),
     teachers=teachers,
-    cache_queries=config.distill.cache_queries,
+    distill=config.distill,
     inherit=inherit,
     name=folder.name,
   )

@@ -64,7 +64,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=terms,
     teachers=() if teacher is None else (teacher,),
-    cache_queries=config.distill.cache_queries,
+    distill=config.distill if config.teacher else None,
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: transform(config.prune, num_steps, config.fit.seed),
     # A student that is not yet as sparse as was asked for cannot be the best one.

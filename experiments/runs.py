@@ -28,6 +28,7 @@ from experiments.tasks import (
 from kdjax import flags, models, quant, store, tree
 from kdjax.data import ids, interactions, sources, summary, synthetic
 from kdjax.metrics import statistics
+from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.types import Model, Params
 
@@ -218,8 +219,17 @@ def make_model(family: str, sizes: Sizes, dtype: str = "float32") -> Model:
 def _make_model(family: str, sizes: str, dtype: str) -> Model:
   # The same model is the same function, so that what was compiled for it is found again.
   make = getattr(models, f"make_{family}")
-  arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(sizes).items()}
-  return make(**arguments, dtype=_DTYPES[dtype])
+  return make(**_arguments(json.loads(sizes)), dtype=_DTYPES[dtype])
+
+
+def make_cached(sizes: Sizes, dtype: str = "float32") -> Cached:
+  """The decoder of these sizes, reading on where it stopped."""
+  return models.make_cached(**_arguments(sizes), dtype=_DTYPES[dtype])
+
+
+def _arguments(sizes: Sizes) -> Sizes:
+  """Sizes that JSON made lists of."""
+  return {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
 
 
 def serves_integers(path: tree.Path, leaf: Any) -> bool:

@@ -204,6 +204,8 @@ def joint_term(distill: DistillConfig, fit: FitConfig) -> Term | None:
   """Full cross-entropy and softened KL in one sweep over the catalogue, both still logged."""
   if distill.distill_loss != "kl" or fit.label_loss not in ("auto", "cross_entropy"):
     return None
+  if distill.cache_top_k or distill.on_policy:
+    return None  # No whole teacher, or positions without a label.
 
   def loss(student, teacher, batch):
     labels = batch["labels"]

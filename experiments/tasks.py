@@ -12,8 +12,10 @@ import jax
 import numpy as np
 
 from experiments.config import DistillConfig, FitConfig
+from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.train.objective import Term
+from kdjax.train.step import Sample
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
 
 SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
@@ -63,6 +65,8 @@ class Task(NamedTuple):
     flag_terms: `(distill, fit, *, num_teachers, num_steps) -> [Term]` of --distill_losses.
     joint_term: `(distill, fit) -> Term` that does the work of both terms in one, or None where
       these flags have none.
+    sampler: `(distill, cached) -> Sample`, of a student that writes some of its texts itself, or
+      None where a task has no texts to write.
   """
 
   name: str
@@ -78,6 +82,7 @@ class Task(NamedTuple):
   request: Callable[[int], Any]
   flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
+  sampler: Callable[[DistillConfig, Cached], Sample] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""
