@@ -229,10 +229,8 @@ def _sampler(
   task: Task, distill: DistillConfig, fit: FitConfig, sizes: Sizes
 ) -> step.Sample | None:
   """What the student writes itself, by --on_policy; of the weights that it is trained through."""
-  if not distill.on_policy:
+  if not distill.on_policy or task.sampler is None:
     return None
-  if task.sampler is None:
-    raise ValueError(f"--on_policy: the {task.name} task has no texts to write; leave the flag out")
   sample = task.sampler(distill, make_cached(sizes, fit.dtype))
   if not fit.train_bits:
     return sample

@@ -22,7 +22,7 @@ import optax
 
 from experiments import cli, fitting, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
-from experiments.distill import distill_terms
+from experiments.distill import distill_terms, needs_no_tokens
 from kdjax import models
 from kdjax import prune as pruning
 from kdjax.flags import group, option
@@ -53,7 +53,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   terms = [task.label_term(config.fit, 1.0)]
   if config.teacher:
     teacher = runs.load_model(config.teacher, flag="--teacher")
-    runs.check_teacher(teacher, task, source.data)
+    own_tokens = needs_no_tokens(config.distill)
+    runs.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
   fitted = fitting.fit_model(

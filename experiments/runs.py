@@ -285,8 +285,10 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
   )
 
 
-def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
-  """Refuses a teacher of another task, catalogue or split.
+def check_teacher(
+  teacher: SavedModel, task: Task, data: DataConfig, *, own_tokens: bool = False
+) -> None:
+  """Refuses a teacher of another task, catalogue or split, and of other tokens unless `own_tokens`.
 
   Raises:
     ValueError: saying which.
@@ -297,19 +299,30 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  if teacher.family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+  if teacher.family in TEXT_FAMILIES:
     texts.check_tokenizer(data, teacher.folder)
+  if teacher.family in LANGUAGE_FAMILIES and not own_tokens:
+    mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
+    texts.check_tokenizer(data, teacher.folder, mend=mend)
   for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
       raise ValueError(
         f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
       )
-  # A teacher of another split has seen items that the student is tested on.
-  before, now = _split_of(teacher.data), _split_of(data)
+  check_split(teacher, data, flag="--teacher")
+
+
+def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
+  """Refuses a model of another split: it has seen what the student is tested on.
+
+  Raises:
+    ValueError: naming `flag`, and the flags that differ.
+  """
+  before, now = _split_of(model.data), _split_of(data)
   if changed := [name for name in now if now[name] != before[name]]:
     listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
-    raise ValueError(f"--teacher={teacher.folder} was trained on another split: {listed}")
+    raise ValueError(f"{flag}={model.folder} was trained on another split: {listed}")
 
 
 def _split_of(data: DataConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ binary is written once for all of them.
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -67,6 +68,8 @@ class Task(NamedTuple):
       these flags have none.
     sampler: `(distill, cached) -> Sample`, of a student that writes some of its texts itself, or
       None where a task has no texts to write.
+    retokenize: `(folder, max_length) -> rows or None`: the training texts in the tokens of the
+      model of that folder, beside `arrays`; None where they are the same. None for other tasks.
   """
 
   name: str
@@ -83,6 +86,7 @@ class Task(NamedTuple):
   flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
   sampler: Callable[[DistillConfig, Cached], Sample] | None = None
+  retokenize: Callable[[pathlib.Path, int], dict[str, np.ndarray] | None] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""
