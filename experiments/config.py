@@ -195,7 +195,8 @@ class DistillConfig:
     "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
     "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
     "kl:0.8,rkd_distance@query:10>1. Features are those that the models name, and item, the label's "
-    "row of the item table. A wrong name lists what there is.",
+    "row of the item table. A wrong name lists what there is. A decoder's teacher may have a tokenizer "
+    "of its own where universal_logit stands alone.",
   )
   cache_queries: bool = option(
     False,

@@ -8,6 +8,9 @@ python -m experiments.train --workdir=runs/student --model=decoder --dataset=run
 The model continues the beginnings of the training texts. `train.parquet` holds what it wrote, with
 the beginnings, and `valid.parquet` and `test.parquet` the texts that judge, as they are: the folder
 is a dataset. A stopped run goes on.
+
+Reference: Y. Kim, A. Rush, Sequence-Level Knowledge Distillation, EMNLP 2016, arXiv:1606.07947.
+They take the best of a beam; here texts are drawn, or greedy.
 """
 
 import dataclasses

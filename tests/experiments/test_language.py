@@ -22,14 +22,15 @@ FIT = dataclasses.replace(tiny.FIT, epochs=1, learning_rate=0.01)
 OTHER = dataclasses.replace(tiny.TEXTS, vocab_size=300, max_length=20)
 
 
-def made(folder, data):
+def made(folder, data, family="decoder"):
   """A teacher that has learned nothing: as good as any to be learned from."""
-  task = runs.make_task(data, "decoder")
-  sizes = runs.model_sizes(dataclasses.replace(tiny.TEACHER, model="decoder"), task)
+  task = runs.make_task(data, family)
+  sizes = runs.model_sizes(dataclasses.replace(tiny.TEACHER, model=family), task)
   batch = {name: jnp.asarray(values[:1]) for name, values in task.arrays.items()}
-  params = jax.jit(runs.make_model("decoder", sizes).init)(jax.random.key(0), batch)
-  runs.save_model(folder, "decoder", sizes, jax.tree.map(lambda x: 3 * x, params), data)
-  texts.save_tokenizer(data, folder)
+  params = jax.jit(runs.make_model(family, sizes).init)(jax.random.key(0), batch)
+  runs.save_model(folder, family, sizes, jax.tree.map(lambda x: 3 * x, params), data)
+  if family == "decoder":
+    texts.save_tokenizer(data, folder)
   return folder
 
 
@@ -63,11 +64,15 @@ def test_on_policy_by_flags(teacher, tmp_path):
   )  # Apart from the KL, as it may be left out.
 
 
-def test_the_best_logits_of_all_are_the_live_teacher(teacher, capsys):
-  task, saved = runs.make_task(tiny.TEXTS, "decoder"), runs.load_model(teacher, flag="--teacher")
-  size, (rows, length) = task.sizes["vocab_size"], task.arrays["tokens"].shape
-  sizes = runs.model_sizes(dataclasses.replace(tiny.STUDENT, model="decoder"), task)
-  own = runs.make_model("decoder", sizes)
+@pytest.mark.parametrize("family", ["decoder", "sasrec"])
+def test_the_best_logits_of_all_are_the_live_teacher(family, tmp_path, capsys):
+  data = tiny.data_for(family)
+  task = runs.make_task(data, family)
+  saved = runs.load_model(made(tmp_path, data, family), flag="--teacher")
+  size = task.sizes["vocab_size" if family == "decoder" else "num_items"]
+  rows, length = task.arrays["labels"].shape
+  sizes = runs.model_sizes(dataclasses.replace(tiny.STUDENT, model=family), task)
+  own = runs.make_model(family, sizes)
   batch = {name: jnp.asarray(values[-3:]) for name, values in task.arrays.items()}
   student = jax.jit(lambda batch: own.apply(own.init(jax.random.key(1), batch), batch))(batch)
 
