@@ -199,12 +199,35 @@ class DistillConfig:
     "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
     "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
     "kl:0.8,rkd_distance@query:10>1. Features are those that the models name, and item, the label's "
-    "row of the item table. A wrong name lists what there is.",
+    "row of the item table. A wrong name lists what there is. A decoder's teacher may have a tokenizer "
+    "of its own where universal_logit stands alone.",
   )
   cache_queries: bool = option(
     False,
     "Run the teacher over the training rows once and keep its query of every position in memory "
     "(positions x its dim values), instead of running it in every step; sequence models only.",
+  )
+  cache_top_k: int = option(
+    0,
+    "Run the teacher over the training rows once and keep its best so many logits of every position "
+    "in memory, with the exact mass of the rest; the KL to those is then learned. 0 runs it in every "
+    "step; sequence models and decoders.",
+    lower=0,
+  )
+  on_policy: float = option(
+    0.0,
+    "decoder: share of the steps in which the student itself continues the beginnings of training "
+    "texts, for the teacher to judge; labels take no part in those.",
+    lower=0,
+    upper=1,
+  )
+  prompt_tokens: int = option(
+    8, "--on_policy: tokens of a beginning; the student writes up to --max_length.", lower=1
+  )
+  sample_temperature: float = option(
+    1.0,
+    "--on_policy: temperature that the student writes with; 0 for the likeliest token.",
+    lower=0,
   )
   inherit_tables: bool = option(
     False,

@@ -7,8 +7,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, rankings, runs
+from experiments import cli, fitting, logit_terms, rankings, runs
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
+from experiments.loss_flags import loss_names
 from experiments.tasks import Task
 from kdjax import losses, models
 from kdjax.flags import group, option
@@ -37,7 +38,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   runs.describe_data(config.data, config.model.model, folder)
   task = runs.make_task(config.data, config.model.model)
   for teacher in teachers:
-    runs.check_teacher(teacher, task, config.data)
+    own_tokens = needs_no_tokens(config.distill)
+    runs.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
   sizes = runs.model_sizes(config.model, task)
   task, ranked = rankings.added(task, config.distill, config.fit, config.data)
   terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
@@ -52,7 +54,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=terms + ranked,
     teachers=teachers,
-    cache_queries=config.distill.cache_queries,
+    distill=config.distill,
     inherit=inherit,
     name=folder.name,
   )
@@ -77,6 +79,7 @@ def distill_terms(
   Raises:
     ValueError: if no weight is positive, or the flags do not fit the task or the teachers.
   """
+  check_flags(task, distill)
   if distill.distill_losses:
     labels = [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
     counts = {"num_teachers": num_teachers, "num_steps": fitting.count_steps(task, fit)}
@@ -102,6 +105,38 @@ def distill_terms(
   if not terms:
     raise ValueError("--label_weight, --distill_weight and --hint_weight are all 0")
   return terms
+
+
+def needs_no_tokens(distill: DistillConfig) -> bool:
+  """Whether a teacher may read other tokens than the student."""
+  return loss_names(distill.distill_losses) == {"universal_logit"}
+
+
+def check_flags(task: Task, distill: DistillConfig) -> None:
+  """Refuses flags that ask for what is not there.
+
+  Raises:
+    ValueError: naming the flag, and what would be right.
+  """
+  if distill.on_policy:
+    if task.sampler is None:
+      raise ValueError(f"--on_policy: the {task.name} task has no texts to write; leave it out")
+    if distill.cache_top_k:
+      raise ValueError(
+        "--on_policy: what --cache_top_k keeps is of the training texts alone, not of those that "
+        "the student will write; leave one out"
+      )
+  if distill.cache_top_k:
+    if task.name not in ("sequence", "language"):
+      raise ValueError(f"--cache_top_k: no fixed positions in the {task.name} task; leave it out")
+    if distill.cache_queries:
+      raise ValueError("--cache_top_k and --cache_queries keep the same teacher; leave one out")
+    plain = not distill.distill_losses and (distill.distill_loss != "kl" or distill.hint_weight)
+    if plain or loss_names(distill.distill_losses) - {*logit_terms.OF_BEST}:
+      raise ValueError(
+        f"--cache_top_k keeps enough for {', '.join(logit_terms.OF_BEST)} of --distill_losses, or "
+        "for --distill_loss=kl without a hint; leave it out for others"
+      )
 
 
 def hint_term(distill: DistillConfig) -> Term:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.config import FitConfig
-from experiments.runs import SavedModel, make_model, serves_integers
+from experiments.config import DistillConfig, FitConfig
+from experiments.runs import SavedModel, make_cached, make_model, serves_integers
 from experiments.tasks import Judgement, Task
+from experiments.teachers import join_teachers
 from experiments.texts import FEATURES
 from kdjax import quant, tree
 from kdjax.data import batches
@@ -25,7 +26,6 @@ from kdjax.train import (
   parallel,
   state,
   step,
-  teacher_queries,
   writers,
 )
 from kdjax.train.frozen import freeze
@@ -98,7 +98,7 @@ def fit_model(
   *,
   terms: Sequence[objective.Term],
   teachers: Sequence[SavedModel] = (),
-  cache_queries: bool = False,
+  distill: DistillConfig | None = None,
   start: Params | None = None,
   inherit: Callable[[Params], Params] = lambda params: params,
   last: Callable[[int], optax.GradientTransformation] | None = None,
@@ -116,7 +116,8 @@ def fit_model(
     terms: of the objective.
     teachers: trained models of the same task, run live; terms get the outputs of one as they are,
       of several as a tuple.
-    cache_queries: whether their queries are computed once and kept in memory instead.
+    distill: how the student learns from them: what of them is kept in memory, and which texts it
+      writes itself.
     start: the student's parameters at step 0; fresh ones by default.
     inherit: from fresh parameters to those at step 0, where there is no `start`.
     last: from the number of steps to the last transform of the optimizer chain.
@@ -130,7 +131,8 @@ def fit_model(
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   student_apply = _through_integers(student.apply, fit.train_bits)
-  teacher_apply, teacher_params, arrays = _join_teachers(task, fit, teachers, cache_queries)
+  distill = distill or DistillConfig()
+  teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
   goal = objective.make_objective(student_apply, terms, teacher_apply=teacher_apply)
@@ -153,7 +155,12 @@ def fit_model(
   if data or fit.freeze:
     tx = freeze(tx, tree.under("student", select=_frozen((*fit.freeze, *data), start)))
   make_step = functools.partial(
-    step.make_train_step, goal, tx, augment=augment, accumulate=fit.accumulate
+    step.make_train_step,
+    goal,
+    tx,
+    augment=augment,
+    sample=_sampler(task, distill, fit, sizes),
+    accumulate=fit.accumulate,
   )
   params = goal.init(init_key, start, teacher_params, example)
   memory = goal.init_memory(init_key, start, teacher_params, example)
@@ -214,46 +221,26 @@ def _through_integers(apply: Apply, bits: int) -> Apply:
     return apply
 
   def trained(params, batch, *, key=None):
-    rounded = quant.straight_through_params(params, select=serves_integers, bits=bits)
-    outputs = apply(rounded, batch, key=key)
+    outputs = apply(_rounded(params, bits), batch, key=key)
     return outputs._replace(logits=quant.as_served(outputs.logits))
 
   return trained
 
 
-def _join_teachers(
-  task: Task, fit: FitConfig, teachers: Sequence[SavedModel], cache_queries: bool
-) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
-  """One `apply` and its params for all teachers, and the rows that it reads."""
-  arrays = dict(task.arrays)
-  applies = []
-  for number, teacher in enumerate(teachers):
-    apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
-    if cache_queries:
-      name = teacher_queries.NAME + (f"_{number + 1}" if number else "")
-      arrays[name] = _cache_queries(task, fit, apply, teacher.params)
-      apply = teacher_queries.with_queries(apply, name=name)
-    applies.append(apply)
-  params = [jax.tree.map(jnp.asarray, teacher.params) for teacher in teachers]
-  if not teachers:
-    return None, None, arrays
-  if len(teachers) == 1:
-    return applies[0], params[0], arrays
-
-  def all_apply(params, batch, *, key=None):
-    return tuple(apply(own, batch, key=key) for apply, own in zip(applies, params, strict=True))
-
-  return all_apply, params, arrays
+def _sampler(
+  task: Task, distill: DistillConfig, fit: FitConfig, sizes: Sizes
+) -> step.Sample | None:
+  """What the student writes itself, by --on_policy; of the weights that it is trained through."""
+  if not distill.on_policy or task.sampler is None:
+    return None
+  sample = task.sampler(distill, make_cached(sizes, fit.dtype))
+  if not fit.train_bits:
+    return sample
+  return lambda params, batch, key: sample(_rounded(params, fit.train_bits), batch, key)
 
 
-def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
-  if task.name != "sequence":
-    raise ValueError(
-      f"--cache_queries: the {task.name} task has no fixed positions whose query could be kept; "
-      "leave the flag out"
-    )
-  dtype = None if fit.logits_dtype == "same" else fit.logits_dtype
-  return teacher_queries.encode_rows(apply, params, task.arrays, dtype=dtype, progress=fit.progress)
+def _rounded(params: Params, bits: int) -> Params:
+  return quant.straight_through_params(params, select=serves_integers, bits=bits)
 
 
 def _with_draws(augment: Callable[[Batch, Array], Batch] | None, num_steps: int) -> Augment:

@@ -1,6 +1,9 @@
 """The language task: the next token of a text (decoder)."""
 
 import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,14 @@ from experiments.negatives import popularity
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data import batches
-from kdjax.data.text import TextDataset, encode, load_texts, make_texts
+from kdjax.data.retokenized import pack_beside
+from kdjax.data.text import TextDataset, encode, load_texts, make_texts, text_frame
 from kdjax.losses.catalog import catalog_cross_entropy_loss
+from kdjax.models.decoder import Cached
 from kdjax.train.objective import Term
-from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
+from kdjax.train.on_policy import make_sampler
+from kdjax.train.step import Sample
+from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
 @functools.lru_cache(maxsize=2)
@@ -44,13 +51,11 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   rows = {
     name: encode(words, part.texts, max_length=length) for name, part in dataset.parts.items()
   }
-  real = rows["train"]["segments"] > 0
-  tokens, counts = rows["train"]["tokens"][real], real.sum(axis=1)
-  packed, ends = batches.pack_rows(
-    tokens, np.concatenate([[0], np.cumsum(counts)]), length=length, seed=config.data_seed
-  )
+  tokens, offsets = _joined(rows["train"])
+  packed, ends = batches.pack_rows(tokens, offsets, length=length, seed=config.data_seed)
   arrays = {"tokens" if name == "items" else name: x for name, x in packed.items()}
   shares = popularity(tokens, words.get_vocab_size())
+  before, after = text_frame(words)
 
   def judge(apply, params, part) -> Judgement:
     given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
@@ -64,7 +69,28 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     groups = losses.popularity_groups(np.exp(shares), num_groups=GROUPS)
     view = sequences.make_view(fit, groups, num_rows=len(arrays["tokens"]), causal=True)
+    view = view._replace(where=_judged)
     return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
+
+  def sampler(distill: DistillConfig, cached: Cached) -> Sample:
+    if distill.prompt_tokens >= length:
+      raise ValueError(
+        f"--prompt_tokens={distill.prompt_tokens} leaves nothing of --max_length={length} to write"
+      )
+    return make_sampler(
+      cached,
+      share=distill.on_policy,
+      prompt_tokens=distill.prompt_tokens,
+      temperature=distill.sample_temperature,
+      stop=after,
+    )
+
+  def retokenize(folder: pathlib.Path, max_length: int) -> dict[str, np.ndarray] | None:
+    other = texts.other_tokenizer(config, folder)
+    if other is None:
+      return None
+    found = _joined(encode(other, dataset.parts["train"].texts, max_length=max_length))
+    return pack_beside(*found, packed, ends, shift=len(text_frame(other)[0]) - len(before))
 
   def request(count: int) -> dict[str, Array]:
     drawn = np.random.default_rng(0).integers(0, words.get_vocab_size(), (count, length))
@@ -82,7 +108,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     augment=lambda fit: None,
     label_term=lambda fit, weight: Term(
       label_loss_of(fit, "cross_entropy", ("cross_entropy",), family),
-      sequences.label_loss("cross_entropy", shares, fit),
+      _of_given(sequences.label_loss("cross_entropy", shares, fit)),
       weight,
     ),
     distill_term=sequences.distill_term,
@@ -92,7 +118,33 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     request=request,
     joint_term=sequences.joint_term,
     flag_terms=flag_terms,
+    sampler=sampler,
+    retokenize=retokenize,
   )
+
+
+def _joined(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """The tokens of all texts one after the other, and where each begins."""
+  real = rows["segments"] > 0
+  return rows["tokens"][real], np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+
+
+def _judged(batch: Batch) -> Array:
+  """Which positions the teacher says something of."""
+  labelled = batch["labels"] >= 0
+  return labelled & (batch["teacher_places"] >= 0) if "teacher_places" in batch else labelled
+
+
+def _of_given(loss: Callable[..., Any]) -> Callable[..., Any]:
+  """The loss on labels of the texts that were given, not of those that the student wrote."""
+
+  def given(student, teacher, batch):
+    if "written" in batch:
+      labels = jnp.where(batch["written"][:, None], PAD, batch["labels"])
+      batch = {**batch, "labels": labels}
+    return loss(student, teacher, batch)
+
+  return given
 
 
 def _last(logits: FactoredLogits) -> Array:

@@ -22,7 +22,7 @@ def _on_logits(loss: Callable[..., Any], *, labelled: bool = False) -> Maker:
 
   def make(spec: LossSpec, view: View):
     def term(student, teacher, batch):
-      args = [view.logits(x, batch).dense() for x in (student, teacher)]
+      args = [_whole(view.logits(x, batch)) for x in (student, teacher)]
       labels = [view.labels(batch)] if labelled else []
       options = {"temperature": view.temperature, "where": view.where(batch)}
       return loss(*args, *labels, **options, reduce_fn=totals)
@@ -32,13 +32,25 @@ def _on_logits(loss: Callable[..., Any], *, labelled: bool = False) -> Maker:
   return make
 
 
+def _whole(logits: Any) -> Any:
+  """All logits; of a teacher of whom only the best were kept, those."""
+  return logits if isinstance(logits, losses.TopK) else logits.dense()
+
+
+def forward_kl(student: Any, teacher: Any, **options: Any):
+  """Forward KL of logits in any form: in factors, whole, or the teacher's best."""
+  if isinstance(teacher, losses.TopK):
+    return losses.top_k_kl_loss(student.dense(), teacher, **options)
+  if isinstance(student, FactoredLogits) and isinstance(teacher, FactoredLogits):
+    return losses.catalog_kl_loss(student, teacher, **options)
+  return losses.kl_loss(student.dense(), teacher.dense(), **options)
+
+
 def _kl(spec: LossSpec, view: View):
   def term(student, teacher, batch):
     own, other = (view.logits(x, batch) for x in (student, teacher))
     options: dict[str, Any] = {"temperature": view.temperature, "where": view.where(batch)}
-    if isinstance(own, FactoredLogits) and isinstance(other, FactoredLogits):
-      return losses.catalog_kl_loss(own, other, **options, reduce_fn=totals)
-    return losses.kl_loss(own.dense(), other.dense(), **options, reduce_fn=totals)
+    return forward_kl(own, other, **options, reduce_fn=totals)
 
   return Term(spec.term, term)
 
@@ -60,8 +72,10 @@ def _soft(student_logits, teacher_logits, *, temperature, **options):
 
 def _top_k(loss):
   def on_best(student_logits, teacher_logits, *, temperature, **options):
-    kept = min(KEPT, teacher_logits.shape[-1])
-    targets = losses.top_k_targets(teacher_logits, kept, temperature=temperature)
+    targets = teacher_logits
+    if not isinstance(targets, losses.TopK):
+      kept = min(KEPT, teacher_logits.shape[-1])
+      targets = losses.top_k_targets(teacher_logits, kept, temperature=temperature)
     return loss(student_logits, targets, temperature=temperature, **options)
 
   return on_best
@@ -93,6 +107,8 @@ def _dist(spec: LossSpec, view: View):
   return Term(spec.term, term)
 
 
+# What --cache_top_k keeps enough for.
+OF_BEST = ("kl", "top_k_kl", "top_k_reverse_kl")
 # With one logit a position, a click.
 CLICK: Mapping[str, Maker] = {
   "bernoulli_kl": _on_logits(_bernoulli),

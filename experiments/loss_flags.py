@@ -78,6 +78,16 @@ teacher=1)
   return specs
 
 
+def loss_names(entries: Sequence[str]) -> set[str]:
+  """The names that the entries begin with, be the entries right or wrong.
+
+  Example:
+    >>> sorted(loss_names(["kl#2:0.5", "hint@query:1"]))
+    ['hint', 'kl']
+  """
+  return {re.split(r"[@#:]", entry.strip(), maxsplit=1)[0] for entry in entries}
+
+
 def _parse(entry: str, valid: Sequence[str], featured: Sequence[str], num_teachers: int):
   def refuse(what: str) -> ValueError:
     return ValueError(f"--distill_losses: {entry!r}: {what}")

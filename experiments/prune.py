@@ -22,7 +22,7 @@ import optax
 
 from experiments import cli, fitting, rankings, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
-from experiments.distill import distill_terms
+from experiments.distill import distill_terms, needs_no_tokens
 from kdjax import models
 from kdjax import prune as pruning
 from kdjax.flags import group, option
@@ -54,7 +54,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   terms = [task.label_term(config.fit, config.distill.label_weight if ranked else 1.0)]
   if config.teacher:
     teacher = runs.load_model(config.teacher, flag="--teacher")
-    runs.check_teacher(teacher, task, source.data)
+    own_tokens = needs_no_tokens(config.distill)
+    runs.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
   fitted = fitting.fit_model(
@@ -65,7 +66,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=terms + ranked,
     teachers=() if teacher is None else (teacher,),
-    cache_queries=config.distill.cache_queries,
+    distill=config.distill if config.teacher else None,
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: transform(config.prune, num_steps, config.fit.seed),
     # A student that is not yet as sparse as was asked for cannot be the best one.

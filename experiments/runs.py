@@ -28,6 +28,7 @@ from experiments.tasks import (
 from kdjax import flags, models, quant, store, tree
 from kdjax.data import ids, interactions, sources, summary, synthetic
 from kdjax.metrics import statistics
+from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.types import Model, Params
 
@@ -228,8 +229,17 @@ def make_model(family: str, sizes: Sizes, dtype: str = "float32") -> Model:
 def _make_model(family: str, sizes: str, dtype: str) -> Model:
   # The same model is the same function, so that what was compiled for it is found again.
   make = getattr(models, f"make_{family}")
-  arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(sizes).items()}
-  return make(**arguments, dtype=_DTYPES[dtype])
+  return make(**_arguments(json.loads(sizes)), dtype=_DTYPES[dtype])
+
+
+def make_cached(sizes: Sizes, dtype: str = "float32") -> Cached:
+  """The decoder of these sizes, reading on where it stopped."""
+  return models.make_cached(**_arguments(sizes), dtype=_DTYPES[dtype])
+
+
+def _arguments(sizes: Sizes) -> Sizes:
+  """Sizes that JSON made lists of."""
+  return {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
 
 
 def serves_integers(path: tree.Path, leaf: Any) -> bool:
@@ -285,8 +295,10 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
   )
 
 
-def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
-  """Refuses a teacher of another task, catalogue or split.
+def check_teacher(
+  teacher: SavedModel, task: Task, data: DataConfig, *, own_tokens: bool = False
+) -> None:
+  """Refuses a teacher of another task, catalogue or split, and of other tokens unless `own_tokens`.
 
   Raises:
     ValueError: saying which.
@@ -297,19 +309,30 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  if teacher.family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+  if teacher.family in TEXT_FAMILIES:
     texts.check_tokenizer(data, teacher.folder)
+  if teacher.family in LANGUAGE_FAMILIES and not own_tokens:
+    mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
+    texts.check_tokenizer(data, teacher.folder, mend=mend)
   for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
       raise ValueError(
         f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
       )
-  # A teacher of another split has seen items that the student is tested on.
-  before, now = _split_of(teacher.data), _split_of(data)
+  check_split(teacher, data, flag="--teacher")
+
+
+def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
+  """Refuses a model of another split: it has seen what the student is tested on.
+
+  Raises:
+    ValueError: naming `flag`, and the flags that differ.
+  """
+  before, now = _split_of(model.data), _split_of(data)
   if changed := [name for name in now if now[name] != before[name]]:
     listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
-    raise ValueError(f"--teacher={teacher.folder} was trained on another split: {listed}")
+    raise ValueError(f"{flag}={model.folder} was trained on another split: {listed}")
 
 
 def _split_of(data: DataConfig) -> dict[str, Any]:

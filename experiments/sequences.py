@@ -1,10 +1,12 @@
 """The sequence task: the next item after a history (and, for bert4rec, a masked item within it)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loss_terms, ranking
+from experiments import logit_terms, loss_terms, ranking
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import View
@@ -14,11 +16,7 @@ from kdjax import losses, serve
 from kdjax.data import batches
 from kdjax.data.interactions import Dataset
 from kdjax.layers import segment_mask
-from kdjax.losses.catalog import (
-  catalog_cross_entropy_loss,
-  catalog_distillation_loss,
-  catalog_kl_loss,
-)
+from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_distillation_loss
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
 from kdjax.types import MASK, PAD, Array, FactoredLogits
@@ -116,9 +114,10 @@ def cloze(batch, key):
   }
 
 
-def catalog_logits(logits: FactoredLogits, fit: FitConfig) -> FactoredLogits:
+def catalog_logits(logits: Any, fit: FitConfig) -> Any:
   """Logits in the type that the flags ask of products with the whole catalogue."""
-  if fit.logits_dtype == "same" or hasattr(logits.table, "rdot"):
+  made = isinstance(logits, losses.TopK)
+  if made or fit.logits_dtype == "same" or hasattr(logits.table, "rdot"):
     return logits
   query, table = (x.astype(fit.logits_dtype) for x in (logits.query, logits.table))
   return FactoredLogits(query, table, logits.bias)
@@ -177,7 +176,7 @@ def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
   """Softened KL over the catalogue at every labelled position, or its alternatives."""
 
   def kl(student, teacher, batch):
-    return catalog_kl_loss(
+    return logit_terms.forward_kl(
       catalog_logits(student.logits, fit),
       catalog_logits(teacher.logits, fit),
       temperature=distill.temperature,
@@ -205,6 +204,8 @@ def joint_term(distill: DistillConfig, fit: FitConfig) -> Term | None:
   """Full cross-entropy and softened KL in one sweep over the catalogue, both still logged."""
   if distill.distill_loss != "kl" or fit.label_loss not in ("auto", "cross_entropy"):
     return None
+  if distill.cache_top_k or distill.on_policy:
+    return None  # No whole teacher, or positions without a label.
 
   def loss(student, teacher, batch):
     labels = batch["labels"]

@@ -5,6 +5,7 @@ binary is written once for all of them.
 """
 
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ import jax
 import numpy as np
 
 from experiments.config import DistillConfig, FitConfig
+from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.train.objective import Term
+from kdjax.train.step import Sample
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
 
 SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
@@ -65,6 +68,10 @@ class Task(NamedTuple):
       these flags have none.
     ends: int64 `[W, 2]` of sequences, the history of every window of the rows and the flat position
       of its last event, the newest window of a history first; None elsewhere.
+    sampler: `(distill, cached) -> Sample`, of a student that writes some of its texts itself, or
+      None where a task has no texts to write.
+    retokenize: `(folder, max_length) -> rows or None`: the training texts in the tokens of the
+      model of that folder, beside `arrays`; None where they are the same. None for other tasks.
   """
 
   name: str
@@ -81,6 +88,8 @@ class Task(NamedTuple):
   flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
   ends: np.ndarray | None = None
+  sampler: Callable[[DistillConfig, Cached], Sample] | None = None
+  retokenize: Callable[[pathlib.Path, int], dict[str, np.ndarray] | None] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

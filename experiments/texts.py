@@ -60,16 +60,25 @@ def save_tokenizer(config: DataConfig, folder: pathlib.Path) -> None:
   (folder / TOKENIZER_FILE).write_text(tokenizer(config).to_str(), encoding="utf-8")
 
 
-def check_tokenizer(config: DataConfig, folder: pathlib.Path) -> None:
+def other_tokenizer(config: DataConfig, folder: pathlib.Path) -> Any | None:
+  """The tokenizer of a run where it has other tokens than the configured one."""
+  path = folder / TOKENIZER_FILE
+  found = load_tokenizer(path) if path.exists() else None
+  same = found is None or found.get_vocab() == tokenizer(config).get_vocab()
+  return None if same else found
+
+
+def check_tokenizer(config: DataConfig, folder: pathlib.Path, *, mend: str = "") -> None:
   """Whether a run that has a tokenizer has the configured one.
 
   Raises:
-    DataError: if it does not.
+    DataError: if it does not; `mend` is what else may be done.
   """
-  path = folder / TOKENIZER_FILE
-  if path.exists() and load_tokenizer(path).get_vocab() != tokenizer(config).get_vocab():
+  if other_tokenizer(config, folder) is not None:
+    path = folder / TOKENIZER_FILE
     raise DataError(
-      f"{path} has other tokens than --tokenizer={config.tokenizer!r} gives; use --tokenizer={path}"
+      f"{path} has other tokens than --tokenizer={config.tokenizer!r} gives; use "
+      f"--tokenizer={path}{mend}"
     )
 
 

@@ -209,6 +209,27 @@ def encode(
   return rows
 
 
+def text_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """The special tokens that a tokenizer puts before a text and those that it puts behind it.
+
+  Args:
+    tokenizer: a `tokenizers.Tokenizer`.
+
+  Returns:
+    Their ids; either may be empty.
+
+  Example:
+    >>> tokenizer = train_tokenizer(["a b"], vocab_size=300)
+    >>> [[tokenizer.id_to_token(i) for i in ids] for ids in text_frame(tokenizer)]
+    [['[CLS]'], ['[SEP]']]
+  """
+  tokenizer.no_truncation()
+  found = tokenizer.encode("a")
+  own = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+  first, last = (own[0], own[-1]) if own else (0, len(found.ids) - 1)
+  return tuple(found.ids[:first]), tuple(found.ids[last + 1 :])
+
+
 def _tokenizers() -> Any:
   try:
     import tokenizers

@@ -4,6 +4,7 @@ from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoint
 from kdjax.train.frozen import freeze
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
+from kdjax.train.on_policy import make_sampler
 from kdjax.train.parallel import jit_runner, make_mesh, pmap_runner, shardings
 from kdjax.train.state import TrainState, init_state
 from kdjax.train.step import make_train_step
@@ -33,6 +34,7 @@ __all__ = [
   "jsonl_writer",
   "make_mesh",
   "make_objective",
+  "make_sampler",
   "make_train_step",
   "open_checkpoints",
   "pmap_runner",

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.reduce import Mean, safe_divide
-from kdjax.train.objective import Objective
+from kdjax.train.objective import Objective, student_params
 from kdjax.train.state import TrainState
 from kdjax.types import Array, Batch, Params
 
 Augment = Callable[[Batch, Array, Array], Batch]
+Sample = Callable[[Params, Batch, Array], Batch]  # (student's params, batch, key) -> batch.
 TrainStep = Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]
 
 
@@ -21,6 +22,7 @@ def make_train_step(
   tx: optax.GradientTransformation,
   *,
   augment: Augment | None = None,
+  sample: Sample | None = None,
   accumulate: int = 1,
   merge: Callable[[Any], Any] = lambda tree: tree,
 ) -> TrainStep:
@@ -34,6 +36,9 @@ def make_train_step(
     tx: the optax transformation; a pruning transform goes last in its chain.
     augment: random work on the batch (negatives, masked items), `(batch, key, step) -> batch`
       with the number of the step, int32.
+    sample: what the student makes of the batch before anything is learned from it, such as texts
+      that it writes itself, `(student_params, batch, key) -> batch`; see
+      `kdjax.train.on_policy.make_sampler`. No gradient passes through it.
     accumulate: micro-batches whose gradients are summed before one update; it divides the batch.
     merge: how trees of sums add up across devices. The runner decides: nothing under `jit`, where a
       sharded batch is still one array; a `psum` under `pmap`.
@@ -52,9 +57,13 @@ def make_train_step(
   update = optax.with_extra_args_support(tx).update
 
   def train_step(state, teacher_params, batch, key):
-    augment_key, model_key = jax.random.split(jax.random.fold_in(key, state.step))
+    key = jax.random.fold_in(key, state.step)
+    augment_key, model_key = jax.random.split(key)
     if augment is not None:
       batch = augment(batch, augment_key, state.step)
+    if sample is not None:
+      # Once for all micro-batches. A key of its own: without it the other two are the same.
+      batch = sample(student_params(state.params), batch, jax.random.fold_in(key, 2))
     weights = objective.weights(state.step)
     # Counts depend on the batch alone, so the compiler drops the models from this first call.
     means, _ = objective.means(state.params, teacher_params, batch, model_key, state.memory)

@@ -6,7 +6,7 @@ epoch, and change no number.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,17 +44,48 @@ def encode_rows(
   Raises:
     ValueError: if the teacher's logits are not factored.
   """
+  return map_rows(
+    lambda batch: _queries(apply, params, batch, dtype),
+    arrays,
+    name="teacher's queries",
+    rows_per_call=rows_per_call,
+    progress=progress,
+  )
+
+
+def map_rows(
+  function: Callable[[Batch], Any],
+  arrays: Mapping[str, np.ndarray],
+  *,
+  name: str,
+  rows_per_call: int = 64,
+  progress: bool = False,
+) -> Any:
+  """What a function makes of all training rows, some of them at a time.
+
+  Args:
+    function: `(batch) -> tree` of arrays whose first axis is that of the batch.
+    arrays: rows by name, `[R, ...]`.
+    name: of the progress bar.
+    rows_per_call: rows of one call, at most; all calls have as many.
+    progress: whether to draw it.
+
+  Returns:
+    The tree, of NumPy arrays `[R, ...]`.
+
+  Raises:
+    ValueError: if there are no rows.
+  """
   num_rows = len(next(iter(arrays.values())))
-  size = min(rows_per_call, num_rows)
-  result: np.ndarray | None = None
-  for start in tqdm(range(0, num_rows, size), desc="teacher's queries", disable=not progress):
+  size, result = min(rows_per_call, num_rows), None
+  for start in tqdm(range(0, num_rows, max(size, 1)), desc=name, disable=not progress):
     # The last block reaches back, so that all have one shape.
-    first = min(start, num_rows - size)
-    batch = {name: values[first : first + size] for name, values in arrays.items()}
-    query = np.asarray(_queries(apply, params, batch, dtype))
+    rows = slice(first := min(start, num_rows - size), first + size)
+    part = jax.device_get(function({name: values[rows] for name, values in arrays.items()}))
     if result is None:
-      result = np.empty((num_rows, *query.shape[1:]), query.dtype)
-    result[first : first + size] = query
+      result = jax.tree.map(lambda x: np.empty((num_rows, *x.shape[1:]), x.dtype), part)
+    for whole, values in zip(jax.tree.leaves(result), jax.tree.leaves(part), strict=True):
+      whole[rows] = values
   if result is None:
     raise ValueError("there are no training rows to run the teacher on")
   return result

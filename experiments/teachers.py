@@ -1,0 +1,92 @@
+"""What the student learns from: teachers run live, or what is kept of them beside the rows."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import DistillConfig, FitConfig
+from experiments.runs import SavedModel, make_model
+from experiments.tasks import Task
+from kdjax.train import teacher_queries, teacher_targets, teacher_tokens
+from kdjax.types import Apply, Params
+
+
+def join_teachers(
+  task: Task, fit: FitConfig, distill: DistillConfig, teachers: Sequence[SavedModel]
+) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
+  """One `apply` and its params for all teachers, and the rows that it reads."""
+  arrays = dict(task.arrays)
+  applies, params = [], []
+  for number, teacher in enumerate(teachers):
+    apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
+    own = jax.tree.map(jnp.asarray, teacher.params)
+    suffix = f"_{number + 1}" if number else ""
+    if distill.cache_queries:
+      name = teacher_queries.NAME + suffix
+      arrays[name] = _cache_queries(task, fit, apply, teacher.params)
+      apply = teacher_queries.with_queries(apply, name=name)
+    elif distill.cache_top_k:
+      name = teacher_targets.NAME + suffix
+      arrays |= _cache_top_k(task, fit, distill, apply, own, name)
+      apply, own = teacher_targets.with_targets(name=name), {}
+    elif (rows := _own_tokens(task, teacher)) is not None:
+      if len(teachers) > 1:
+        raise ValueError("--teacher: a teacher of other tokens than the student's must be alone")
+      if distill.on_policy:
+        raise ValueError(
+          "--on_policy: a teacher of other tokens cannot read what the student writes; give one of "
+          "the same tokenizer, or leave the flag out"
+        )
+      arrays |= {f"{teacher_tokens.NAME}_{name}": values for name, values in rows.items()}
+      apply = teacher_tokens.with_own_tokens(apply)
+    applies.append(apply)
+    params.append(own)
+  if not teachers:
+    return None, None, arrays
+  if len(teachers) == 1:
+    return applies[0], params[0], arrays
+
+  def all_apply(params, batch, *, key=None):
+    return tuple(apply(own, batch, key=key) for apply, own in zip(applies, params, strict=True))
+
+  return all_apply, params, arrays
+
+
+def _own_tokens(task: Task, teacher: SavedModel) -> dict[str, np.ndarray] | None:
+  """The training texts as a teacher of other tokens reads them; None where it has the student's."""
+  if task.retokenize is None:
+    return None
+  return task.retokenize(teacher.folder, teacher.data.max_length)
+
+
+def _cache_top_k(
+  task: Task, fit: FitConfig, distill: DistillConfig, apply: Apply, params: Params, name: str
+) -> dict[str, np.ndarray]:
+  k = distill.cache_top_k
+  classes = task.sizes["vocab_size" if task.name == "language" else "num_items"]
+  if k > classes:
+    raise ValueError(f"--cache_top_k={k}: there are {classes:,} to choose from")
+  size = teacher_targets.target_bytes(task.arrays, k) / 1e6
+  rows, length = next(iter(task.arrays.values())).shape
+  print(f"the teacher's best {k} of {rows:,} x {length} positions: {size:,.1f} MB", flush=True)
+  return teacher_targets.encode_targets(
+    apply,
+    params,
+    task.arrays,
+    k,
+    temperature=distill.temperature,
+    name=name,
+    progress=fit.progress,
+  )
+
+
+def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
+  if task.name != "sequence":
+    raise ValueError(
+      f"--cache_queries: the {task.name} task has no fixed positions whose query could be kept; "
+      "leave the flag out"
+    )
+  dtype = None if fit.logits_dtype == "same" else fit.logits_dtype
+  return teacher_queries.encode_rows(apply, params, task.arrays, dtype=dtype, progress=fit.progress)
