@@ -242,6 +242,16 @@ class DistillConfig:
   ranking_weight: float = option(
     0.5, "Weight of --cached_rankings (importance-aware ranking distillation).", lower=0
   )
+  balance: Literal["fixed", "uncertainty", "gradient_norm"] = option(
+    "fixed",
+    "How the weights of several losses adapt: not at all; by learned uncertainties; or so that all "
+    "pull alike on --balance_on, those that have learned less a little more (GradNorm).",
+  )
+  balance_on: tuple[str, ...] = option(
+    (),
+    "--balance=gradient_norm: parameters that all losses share, by the beginnings of their paths, "
+    "such as block_1 or norm; the later, the cheaper. All when not given.",
+  )
   hint_weight: float = option(0.0, "Weight of the MSE between projected features.", lower=0)
   hint_features: str = option(
     "query:query", "Which features the hint compares, as <student's name>:<teacher's name>."

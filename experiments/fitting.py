@@ -20,6 +20,7 @@ from kdjax import quant, tree
 from kdjax.data import batches
 from kdjax.models.linen import Sizes
 from kdjax.train import (
+  balance,
   checkpoint,
   loop,
   objective,
@@ -55,8 +56,8 @@ def make_tx(
   return optax.chain(*clip, optimizer, *([] if last is None else [last]))
 
 
-def _frozen(prefixes: Sequence[str], params: Params) -> Select:
-  """Which leaves --freeze names.
+def _named(prefixes: Sequence[str], params: Params, flag: str) -> Select:
+  """Which leaves a flag names by the beginnings of their paths.
 
   Raises:
     ValueError: if a beginning is none of any path.
@@ -69,7 +70,7 @@ def _frozen(prefixes: Sequence[str], params: Params) -> Select:
   for prefix in prefixes:
     if not any(begins(path, prefix) for path in paths):
       known = sorted({path.split("/")[0] for path in paths})
-      raise ValueError(f"--freeze={prefix}: there are {', '.join(known)}, and parts of them")
+      raise ValueError(f"--{flag}={prefix}: there are {', '.join(known)}, and parts of them")
   return lambda path, leaf: any(begins("/".join(path), prefix) for prefix in prefixes)
 
 
@@ -135,6 +136,10 @@ def fit_model(
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
+  if distill.balance != "fixed" and len(terms) < 2:
+    raise ValueError(f"--balance={distill.balance}: there is one loss alone; give several or none")
+  if distill.balance == "uncertainty":
+    terms = balance.by_uncertainty(terms)
   goal = objective.make_objective(student_apply, terms, teacher_apply=teacher_apply)
   feed = loop.Feed(
     arrays,
@@ -153,17 +158,24 @@ def fit_model(
     start = inherit(student.init(init_key, example))
   data = tuple(name for name in start if name.startswith(FEATURES))
   if data or fit.freeze:
-    tx = freeze(tx, tree.under("student", select=_frozen((*fit.freeze, *data), start)))
+    tx = freeze(tx, tree.under("student", select=_named((*fit.freeze, *data), start, "freeze")))
+  adapts = None
+  if distill.balance == "gradient_norm":
+    shared = _named(distill.balance_on, start, "balance_on") if distill.balance_on else None
+    adapts = balance.Balance() if shared is None else balance.Balance(shared)
   make_step = functools.partial(
     step.make_train_step,
     goal,
     tx,
     augment=augment,
     sample=_sampler(task, distill, fit, sizes),
+    balance=adapts,
     accumulate=fit.accumulate,
   )
   params = goal.init(init_key, start, teacher_params, example)
   memory = goal.init_memory(init_key, start, teacher_params, example)
+  if adapts is not None:
+    memory[step.BALANCE] = balance.init_balance([term.name for term in terms])
   train_state = state.init_state(params, tx, memory)
 
   runner: parallel.Runner

@@ -1,5 +1,6 @@
 """One pure step, and everything that runs it: runners, loop, checkpoints, writers."""
 
+from kdjax.train.balance import Balance, by_uncertainty, init_balance
 from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
 from kdjax.train.frozen import freeze
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
@@ -17,6 +18,7 @@ from kdjax.train.writers import (
 )
 
 __all__ = [
+  "Balance",
   "CheckpointError",
   "Checkpoints",
   "Feed",
@@ -26,8 +28,10 @@ __all__ = [
   "Progress",
   "Term",
   "TrainState",
+  "by_uncertainty",
   "fit",
   "freeze",
+  "init_balance",
   "init_state",
   "jit_runner",
   "join",

@@ -120,11 +120,7 @@ def make_objective(
         own = (memory[term.name], *own)
         change = term.memory.change(*own, student, teacher, batch)
         changes[term.name] = jax.lax.stop_gradient(change)
-      value = term.loss(*own, student, teacher, batch)
-      logged: dict[str, Mean] = {}
-      if not isinstance(value, Mean) and isinstance(value, tuple):
-        value, logged = value
-      result[term.name] = value if isinstance(value, Mean) else Mean(value, jnp.float32(1.0))
+      result[term.name], logged = mean_of(term.loss(*own, student, teacher, batch))
       if twice := set(logged) & set(names):
         raise ValueError(f"the term {term.name!r} logs {sorted(twice)}, the name of another term")
       result |= jax.lax.stop_gradient(logged)
@@ -139,6 +135,14 @@ def make_objective(
     }
 
   return Objective(init, init_memory, means, weights)
+
+
+def mean_of(value: Any) -> tuple[Mean, dict[str, Mean]]:
+  """What a term's `loss` returned: its mean, and what is only logged."""
+  logged: dict[str, Mean] = {}
+  if not isinstance(value, Mean) and isinstance(value, tuple):
+    value, logged = value
+  return value if isinstance(value, Mean) else Mean(value, jnp.float32(1.0)), logged
 
 
 def student_params(params: Mapping[str, Params]) -> Params:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.reduce import Mean, safe_divide
+from kdjax.train.balance import Balance, rebalance, shared_leaves, with_leaves
 from kdjax.train.objective import Objective, student_params
 from kdjax.train.state import TrainState
 from kdjax.types import Array, Batch, Params
 
+BALANCE = "balance"  # Where the memory keeps what `Balance` adapts; no term may be called so.
 Augment = Callable[[Batch, Array, Array], Batch]
 Sample = Callable[[Params, Batch, Array], Batch]  # (student's params, batch, key) -> batch.
 TrainStep = Callable[[TrainState, Params, Batch, Array], tuple[TrainState, dict[str, Any]]]
@@ -23,6 +25,7 @@ def make_train_step(
   *,
   augment: Augment | None = None,
   sample: Sample | None = None,
+  balance: Balance | None = None,
   accumulate: int = 1,
   merge: Callable[[Any], Any] = lambda tree: tree,
 ) -> TrainStep:
@@ -39,6 +42,8 @@ def make_train_step(
     sample: what the student makes of the batch before anything is learned from it, such as texts
       that it writes itself, `(student_params, batch, key) -> batch`; see
       `kdjax.train.on_policy.make_sampler`. No gradient passes through it.
+    balance: how factors of the terms' weights adapt, or None. They are remembered in the memory:
+      `init_state(params, tx, {**memory, BALANCE: init_balance(names)})`.
     accumulate: micro-batches whose gradients are summed before one update; it divides the batch.
     merge: how trees of sums add up across devices. The runner decides: nothing under `jit`, where a
       sharded batch is still one array; a `psum` under `pmap`.
@@ -65,6 +70,9 @@ def make_train_step(
       # Once for all micro-batches. A key of its own: without it the other two are the same.
       batch = sample(student_params(state.params), batch, jax.random.fold_in(key, 2))
     weights = objective.weights(state.step)
+    if balance is not None:
+      factors = state.memory[BALANCE]
+      weights = {name: factors[name]["factor"] * w for name, w in weights.items()}
     # Counts depend on the batch alone, so the compiler drops the models from this first call.
     means, _ = objective.means(state.params, teacher_params, batch, model_key, state.memory)
     counts = merge({name: mean.count for name, mean in means.items()})
@@ -74,9 +82,22 @@ def make_train_step(
       loss = sum(w * safe_divide(means[name].total, counts[name]) for name, w in weights.items())
       return loss, ({name: mean.total for name, mean in means.items()}, changes)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    def grad_fn(params, micro, micro_key):
+      found = jax.value_and_grad(loss_fn, has_aux=True)(params, micro, micro_key)
+      if balance is None:
+        return *found, {}
+
+      def each(shared):
+        student = with_leaves(params["student"], shared)
+        means, _ = objective.means(
+          {**params, "student": student}, teacher_params, micro, micro_key, state.memory
+        )
+        return {name: safe_divide(means[name].total, counts[name]) for name in weights}
+
+      return *found, jax.jacrev(each)(shared_leaves(balance, params["student"]))
+
     if accumulate == 1:
-      (loss, sums), grads = grad_fn(state.params, batch, model_key)
+      (loss, sums), grads, pulls = grad_fn(state.params, batch, model_key)
     else:
       parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
       keys = jax.random.split(model_key, accumulate)
@@ -86,14 +107,20 @@ def make_train_step(
       def add(carry, part):
         return jax.tree.map(jnp.add, carry, grad_fn(state.params, *part)), None
 
-      ((loss, sums), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+      ((loss, sums), grads, pulls), _ = jax.lax.scan(add, zeros, (parts, keys))
 
-    loss, (totals, changes), grads = merge((loss, sums, grads))
+    loss, (totals, changes), grads, pulls = merge((loss, sums, grads, pulls))
     updates, opt_state = update(grads, state.opt_state, state.params, grad=grads)
     params = optax.apply_updates(state.params, updates)
     metrics = {name: Mean(totals[name], counts[name]) for name in totals}
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    memory = jax.tree.map(jnp.add, state.memory, changes)
+    kept = {name: state.memory[name] for name in changes}
+    memory = {**state.memory, **jax.tree.map(jnp.add, kept, changes)}
+    if balance is not None:
+      losses = {name: safe_divide(totals[name], counts[name]) for name in weights}
+      norms = {name: optax.tree.norm(pull) for name, pull in pulls.items()}
+      memory[BALANCE] = rebalance(balance, memory[BALANCE], losses, norms)
+      metrics |= {f"{name}_factor": factors[name]["factor"] for name in weights}
     return TrainState(state.step + 1, params, opt_state, memory), metrics
 
   return train_step

@@ -239,3 +239,31 @@ def test_flags_that_do_not_go_together(teacher, tmp_path):
   config = tiny.distill_config(teacher, distill_losses=("hint@block_9:1",))
   with pytest.raises(ValueError, match="the student has no feature 'block_9'; it has block_0"):
     distill.run(config, tmp_path / "b")
+
+
+def test_weights_adapt_by_flags(teacher, tmp_path):
+  losses = {"label_weight": 0.2, "distill_losses": ("kl:0.5", "hint@block_0:0.1")}
+  fit = dataclasses.replace(tiny.FIT, epochs=1)
+  for how, logged in (("uncertainty", "train/kl_alone"), ("gradient_norm", "train/kl_factor")):
+    config = tiny.distill_config(
+      teacher,
+      fit=fit,
+      balance=how,
+      balance_on=("block_0",) if how == "gradient_norm" else (),
+      **losses,
+    )
+    distill.run(config, tmp_path / how)
+    line = json.loads((tmp_path / how / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line[logged] > 0
+    assert line[logged] != line.get("train/kl") != 1
+  alone = {"label_weight": 0.0, "distill_losses": ("kl:0.5",)}
+  wrong = [
+    ({**alone, "balance": "uncertainty"}, "--balance=uncertainty: there is one loss alone"),
+    (
+      {**losses, "balance": "gradient_norm", "balance_on": ("block_7",)},
+      "--balance_on=block_7: there are block_0",
+    ),
+  ]
+  for number, (options, said) in enumerate(wrong):
+    with pytest.raises(ValueError, match=said):
+      distill.run(tiny.distill_config(teacher, fit=fit, **options), tmp_path / str(number))
