@@ -224,15 +224,21 @@ def _join_teachers(
 ) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
   """One `apply` and its params for all teachers, and the rows that it reads."""
   arrays = dict(task.arrays)
-  applies = []
+  applies, params = [], []
   for number, teacher in enumerate(teachers):
     apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
-    if cache_queries:
+    params.append(jax.tree.map(jnp.asarray, teacher.params))
+    if task.run_teacher is not None:
+      name = f"teacher_{number + 1}"
+      said = task.run_teacher(teacher.family, apply, params[-1], embeddings=cache_queries)
+      arrays |= {f"{name}_{part}": values for part, values in said.items()}
+      apply = teacher_queries.with_outputs(name=name, features=sorted(set(said) - {"scores"}))
+      params[-1] = {}
+    elif cache_queries:
       name = teacher_queries.NAME + (f"_{number + 1}" if number else "")
       arrays[name] = _cache_queries(task, fit, apply, teacher.params)
       apply = teacher_queries.with_queries(apply, name=name)
     applies.append(apply)
-  params = [jax.tree.map(jnp.asarray, teacher.params) for teacher in teachers]
   if not teachers:
     return None, None, arrays
   if len(teachers) == 1:
