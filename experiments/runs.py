@@ -314,13 +314,13 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
         f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
       )
   # A teacher of another split has seen items that the student is tested on.
-  before, now = _split_of(teacher.data), _split_of(data)
+  before, now = split_of(teacher.data), split_of(data)
   if changed := [name for name in now if now[name] != before[name]]:
     listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
     raise ValueError(f"--teacher={teacher.folder} was trained on another split: {listed}")
 
 
-def _split_of(data: DataConfig) -> dict[str, Any]:
+def split_of(data: DataConfig) -> dict[str, Any]:
   """What decides which events are in which part."""
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
   kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")

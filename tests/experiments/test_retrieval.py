@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import bm25, distill, evaluate, prune, quantize, report, retrieval, runs, train
+from experiments import (
+  bm25,
+  candidate_terms,
+  distill,
+  evaluate,
+  prune,
+  quantize,
+  report,
+  retrieval,
+  runs,
+  train,
+)
 from experiments import retrieval_rows as collection
 from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
 from kdjax import losses
@@ -171,8 +182,11 @@ def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
   assert (made["sizes"]["encoder"], made["sizes"]["pooling"]) == ("bert", "first")
   kept = runs.load_model(tmp_path / "teacher", flag="--").params
   assert jax.tree.all(jax.tree.map(np.array_equal, kept, params))
-  entries = ("in_batch_kl:1", "hint:0.1", "cosine_feature@documents:0.1")
+  names = (*candidate_terms.LISTS, "in_batch_kl", "hint@documents")
+  entries = tuple(f"{name}:0.01" for name in names)
   student(tmp_path / "teacher", tmp_path / "student", *entries, data=data, cache_queries=True)
+  logged = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[0])
+  assert np.isfinite([logged[f"train/{name}"] for name in names]).all()
   with pytest.raises(ValueError, match=r"no feature 'query'; it has none .*--cache_queries"):
     student(tmp_path / "teacher", tmp_path / "without", *entries, data=data)
   pair = dataclasses.replace(model, model="cross_encoder")
