@@ -23,7 +23,7 @@ BASE = [
   "tensorflow-datasets>=4.9.9",
   "tqdm>=4.66",
 ]
-TEXT = ["tokenizers>=0.20"]
+TEXT = ["PyStemmer>=2.2", "bm25s>=0.2.6", "tokenizers>=0.20"]
 TEST = [
   *TEXT,
   "equinox>=0.13",

@@ -187,6 +187,18 @@ def _on_candidates(loss: Callable[..., Any]) -> Maker:
   return _ranked(of_drawn)
 
 
+def _on_lists(loss: Callable[..., Any]) -> Maker:
+  """The same loss where all classes are candidates already, the right one first."""
+
+  def of_list(x: Ranking):
+    ids = jnp.broadcast_to(jnp.arange(x.num_items), x.scores.shape)
+    ranks = losses.candidate_ranks(x.scores)
+    drawn = losses.Candidates(ids, ranks, jnp.ones(ids.shape, bool))
+    return loss(x, x.own.dense(), x.scores, drawn, **x.done)
+
+  return _ranked(of_list)
+
+
 def _relaxed(x, own, other, drawn, **done):
   del other
   return losses.relaxed_ranking_loss(own, drawn.ranks, k=x.draws, support=drawn.support, **done)
@@ -219,14 +231,22 @@ def _hinge(x, own, other, drawn, **done):
   return losses.pairwise_hinge_loss(own, other, support=drawn.support, **done)
 
 
-def _softened(loss) -> Maker:
-  return _on_candidates(
-    lambda x, own, other, drawn, **done: loss(
-      own, other, temperature=x.temperature, support=drawn.support, **done
-    )
+def _softened(loss):
+  return lambda x, own, other, drawn, **done: loss(
+    own, other, temperature=x.temperature, support=drawn.support, **done
   )
 
 
+_OF_CANDIDATES: Mapping[str, Callable[..., Any]] = {
+  "relaxed_ranking": _relaxed,
+  "listmle": _listmle,
+  "plackett_luce": _plackett_luce,
+  "margin_mse": _margin_mse,
+  "lambda": _lambda,
+  "pairwise_hinge": _hinge,
+  "listnet": _softened(losses.listnet_loss),
+  "ranknet": _softened(losses.ranknet_loss),
+}
 CATALOG: Mapping[str, Maker] = {
   "ranking_distillation": _ranked(_ranking_distillation),
   "importance_ranking": _ranked(_importance_ranking),
@@ -235,14 +255,9 @@ CATALOG: Mapping[str, Maker] = {
   "bidirectional": _ranked(_bidirectional),
   "dual_correction": _ranked(_dual_correction),
   "stratified_pair": _ranked(_stratified_pair),
-  "relaxed_ranking": _on_candidates(_relaxed),
-  "listmle": _on_candidates(_listmle),
-  "plackett_luce": _on_candidates(_plackett_luce),
-  "margin_mse": _on_candidates(_margin_mse),
-  "lambda": _on_candidates(_lambda),
-  "pairwise_hinge": _on_candidates(_hinge),
-  "listnet": _softened(losses.listnet_loss),
-  "ranknet": _softened(losses.ranknet_loss),
+  **{name: _on_candidates(loss) for name, loss in _OF_CANDIDATES.items()},
 }
+# On lists of candidates, such as a query's mined ones.
+LISTS: Mapping[str, Maker] = {name: _on_lists(loss) for name, loss in _OF_CANDIDATES.items()}
 # Whose columns must be the same items for all users.
 WHOLE: Mapping[str, Maker] = {"item_relaxed_ranking": _ranked(_item_relaxed_ranking)}

@@ -13,7 +13,8 @@ class DataConfig:
   dataset: str = option(
     "synthetic",
     "A file or folder holding an interaction log (for a resnet a folder of idx images, for text "
-    "models a table of texts and labels, or a folder with train.tsv and test.tsv), "
+    "models a table of texts and labels, or a folder with train.tsv and test.tsv; for search a folder "
+    "of BEIR or of Cranfield), "
     "'tfds:<name>/<config>', or 'synthetic', the embedded generator.",
   )
   format: Literal[
@@ -63,8 +64,28 @@ class DataConfig:
   all_windows: bool = option(
     True, "Train on every window of a history longer than --max_length, not only the last."
   )
-  synthetic_users: int = option(1500, "Users of the embedded data.", lower=1)
-  synthetic_items: int = option(1000, "Items of the embedded data.", lower=2)
+  query_length: int = option(32, "Search: tokens of a query that a model sees.", lower=3)
+  fold: int = option(
+    0,
+    "Search: which fifth of the queries tests, where judgements come in one piece (Cranfield); the "
+    "next fifth validates.",
+    lower=0,
+    upper=4,
+  )
+  mining: Literal["bm25", "random"] = option(
+    "bm25", "Search: negatives of a training query are drawn from BM25's 50 best, or from all."
+  )
+  mined_negatives: int = option(
+    7, "Search: negatives of each pair of a training query and a relevant document.", lower=1
+  )
+  pseudo_queries: bool = option(
+    False, "Search: also train on titles as queries for their documents; needs no judgements."
+  )
+  rerank: int = option(
+    100, "Search: how many of BM25's best documents a cross_encoder ranks when judged.", lower=1
+  )
+  synthetic_users: int = option(1500, "Users (search: queries) of the embedded data.", lower=1)
+  synthetic_items: int = option(1000, "Items (search: documents) of the embedded data.", lower=2)
   synthetic_length: int = option(40, "Mean history length of the embedded data.", lower=1)
   data_seed: int = option(0, "Seed of the embedded data and of the packing of rows.")
 
@@ -83,6 +104,8 @@ Family = Literal[
   "text_cnn",
   "static",
   "decoder",
+  "bi_encoder",
+  "cross_encoder",
 ]
 
 
@@ -94,12 +117,15 @@ class ModelConfig:
     "sasrec",
     "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
     "clicks: mlp; images: resnet; texts: bert, text_gru, text_cnn, static; "
-    "the next token of texts: decoder.",
+    "the next token of texts: decoder; search: bi_encoder, cross_encoder.",
+  )
+  encoder: Literal["bert", "text_gru", "text_cnn", "static"] = option(
+    "bert", "bi_encoder: what encodes queries and documents, both with the same params."
   )
   checkpoint: str = option(
     "",
-    "bert, decoder: a Hugging Face checkpoint folder; the model takes its sizes and starts as it is. "
-    "Give --tokenizer the same folder.",
+    "bert (also as a bi_encoder or cross_encoder), decoder: a Hugging Face checkpoint folder; the "
+    "model takes its sizes and starts as it is. Give --tokenizer the same folder.",
   )
   item_embeddings: tuple[str, ...] = option(
     (),
@@ -165,7 +191,8 @@ class FitConfig:
   label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-    "ncf and mlp, cross_entropy for images and texts.",
+    "ncf and mlp, cross_entropy for images, texts and search (of a query's candidates, and for a "
+    "bi_encoder of those of all queries of the batch).",
   )
   num_negatives: int = option(
     256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."
@@ -205,7 +232,8 @@ class DistillConfig:
   cache_queries: bool = option(
     False,
     "Run the teacher over the training rows once and keep its query of every position in memory "
-    "(positions x its dim values), instead of running it in every step; sequence models only.",
+    "(positions x its dim values), instead of running it in every step; sequence models only. A "
+    "search teacher's scores are always kept; this keeps the embeddings of a bi_encoder, too.",
   )
   cache_top_k: int = option(
     0,

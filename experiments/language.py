@@ -86,7 +86,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     )
 
   def retokenize(folder: pathlib.Path, max_length: int) -> dict[str, np.ndarray] | None:
-    other = texts.other_tokenizer(config, folder)
+    other = texts.other_tokenizer(folder, words)
     if other is None:
       return None
     found = _joined(encode(other, dataset.parts["train"].texts, max_length=max_length))

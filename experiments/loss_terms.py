@@ -16,6 +16,11 @@ PAIR: Mapping[str, Maker] = {
   **candidate_terms.CATALOG,
   **feature_terms.FEATURES,
 }
+SEARCH: Mapping[str, Maker] = {
+  **logit_terms.CATALOG,
+  **candidate_terms.LISTS,
+  **feature_terms.FEATURES,
+}
 SEQUENCE: Mapping[str, Maker] = {**PAIR, **candidate_terms.WHOLE, **map_terms.MAPS}
 
 
@@ -30,7 +35,7 @@ def make_terms(
   """One term an entry.
 
   Args:
-    makers: the losses of the task: `CLICK`, `IMAGE`, `PAIR` or `SEQUENCE`.
+    makers: the losses of the task: `CLICK`, `IMAGE`, `PAIR`, `SEARCH` or `SEQUENCE`.
     view: how they read it.
     distill: the flags.
     num_teachers: how many there are to learn from.

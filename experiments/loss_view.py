@@ -101,6 +101,8 @@ def feature(outputs: Outputs, name: str, whose: str) -> Array:
     known = ", ".join(sorted(outputs.features)) or "none"
     alone = whose == "teacher" and set(outputs.features) == {"query"}
     hint = " (with --cache_queries, a teacher keeps its queries alone)" if alone else ""
+    if whose == "teacher" and not outputs.features:
+      hint = " (a bi_encoder that teaches search keeps query and documents with --cache_queries)"
     raise ValueError(f"--distill_losses: the {whose} has no feature {name!r}; it has {known}{hint}")
   return outputs.features[name]
 

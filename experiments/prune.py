@@ -176,6 +176,8 @@ _LAYERS = {
   "sasrec": "block_",
   "bert4rec": "block_",
   "bert": "block_",
+  "bi_encoder": "block_",
+  "cross_encoder": "block_",
   "decoder": "block_",
   "gru4rec": "layer_",
 }

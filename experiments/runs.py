@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import clicks, images, language, pairs, sequences, texts
+from experiments import clicks, images, language, pairs, retrieval, sequences, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import (
   CLICK_FAMILIES,
   IMAGE_FAMILIES,
   LANGUAGE_FAMILIES,
   PAIR_FAMILIES,
+  SEARCH_FAMILIES,
   SEQUENCE_FAMILIES,
   TEXT_FAMILIES,
+  Judgement,
   Task,
 )
 from kdjax import flags, models, quant, store, tree
@@ -132,6 +134,8 @@ def make_task(config: DataConfig, family: str) -> Task:
     return texts.make_task(texts.load(config), config, family)
   if family in LANGUAGE_FAMILIES:
     return language.make_task(language.load(config), config, family)
+  if family in SEARCH_FAMILIES:
+    return retrieval.make_task(config, family)
   dataset = load_data(config)
   if family in SEQUENCE_FAMILIES:
     return sequences.make_task(dataset, config, family)
@@ -143,15 +147,25 @@ def make_task(config: DataConfig, family: str) -> Task:
 
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
   """Saves a log's id maps or a tokenizer with the run, and prints a summary once a process."""
-  if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+  if (words := _tokenizer(config, family)) is not None:
+    texts.save_tokenizer(config, workdir, words)
+  if family in SEARCH_FAMILIES:
+    _print_once(retrieval.describe(retrieval.load(config)))
+  elif family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     load = texts.load if family in TEXT_FAMILIES else language.load
-    texts.save_tokenizer(config, workdir)
     _print_once(texts.describe(load(config)))
   elif family in IMAGE_FAMILIES:
     _print_once(images.describe(images.load(config)))
   else:
     ids.save_ids(load_data(config), workdir / "ids")
     _print_once(summary.format_summary(load_data(config).summary))
+
+
+def _tokenizer(config: DataConfig, family: str) -> Any:
+  """What makes tokens for a family of texts; None for others."""
+  if family in SEARCH_FAMILIES:
+    return retrieval.tokenizer(config)
+  return texts.tokenizer(config) if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES) else None
 
 
 @functools.lru_cache
@@ -174,6 +188,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     return texts.model_sizes(config, sizes)
   if config.fold_item_embeddings and not config.item_embeddings:
     raise ValueError("--fold_item_embeddings needs --item_embeddings, whose adapters it folds")
+  if family in SEARCH_FAMILIES:
+    return retrieval.model_sizes(config, sizes)
   if config.item_embeddings:
     if family != "sasrec":
       raise ValueError(f"--item_embeddings does not fit --model={family}; use sasrec")
@@ -204,6 +220,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
 
 def start_from(model: ModelConfig, data: DataConfig, params: Params) -> Params:
   """Fresh params with what the flags say of pretrained ones."""
+  if model.model in SEARCH_FAMILIES:
+    return retrieval.start_from(model, params)
   item_ids: Sequence[Any] = list(load_data(data).item_ids) if model.item_embeddings else ()
   return texts.start_from(model, params, item_ids)
 
@@ -309,11 +327,11 @@ def check_teacher(
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  if teacher.family in TEXT_FAMILIES:
-    texts.check_tokenizer(data, teacher.folder)
-  if teacher.family in LANGUAGE_FAMILIES and not own_tokens:
-    mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
-    texts.check_tokenizer(data, teacher.folder, mend=mend)
+  if (words := _tokenizer(data, teacher.family)) is not None and not own_tokens:
+    mend = ""
+    if teacher.family in LANGUAGE_FAMILIES:
+      mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
+    texts.check_tokenizer(data, teacher.folder, words, mend=mend)
   for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
@@ -329,17 +347,18 @@ def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
   Raises:
     ValueError: naming `flag`, and the flags that differ.
   """
-  before, now = _split_of(model.data), _split_of(data)
+  before, now = split_of(model.data), split_of(data)
   if changed := [name for name in now if now[name] != before[name]]:
     listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
     raise ValueError(f"{flag}={model.folder} was trained on another split: {listed}")
 
 
-def _split_of(data: DataConfig) -> dict[str, Any]:
+def split_of(data: DataConfig) -> dict[str, Any]:
   """What decides which events are in which part."""
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
   kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
-  return {n: v for n, v in values.items() if n not in kept}
+  searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")
+  return {n: v for n, v in values.items() if n not in (*kept, *searched)}
 
 
 def _plain(value: Any) -> Any:
@@ -368,17 +387,7 @@ def finish(
   task = make_task(saved.data, saved.family)
   model = make_model(saved.family, saved.sizes)
   judgement = task.judge(model.apply, saved.params, "test")
-  quality: dict[str, Any] = {}
-  for name, values in judgement.per_case.items():
-    interval = statistics.bootstrap_interval(values, seed=0)
-    quality[name] = {
-      "value": float(np.mean(values)),
-      "low": float(interval.low),
-      "high": float(interval.high),
-    }
-  quality |= {name: {"value": value} for name, value in judgement.scalars.items()}
-  cases: dict[str, Any] = dict(judgement.per_case)
-  np.savez_compressed(workdir / CASES_FILE, **cases)
+  quality = keep_cases(workdir, judgement)
   result = {
     "job": job,
     "family": saved.family,
@@ -409,13 +418,33 @@ def finish(
   return result
 
 
-def _print_result(result: dict[str, Any]) -> None:
-  """The few lines a person wants after a single-model job."""
-  quality, size = result["quality"], result["size"]
+def keep_cases(workdir: pathlib.Path, judgement: Judgement) -> dict[str, Any]:
+  """Writes every case's metrics, and sums them up: means with their bootstrap 95 % intervals."""
+  quality: dict[str, Any] = {}
+  for name, values in judgement.per_case.items():
+    interval = statistics.bootstrap_interval(values, seed=0)
+    quality[name] = {
+      "value": float(np.mean(values)),
+      "low": float(interval.low),
+      "high": float(interval.high),
+    }
+  cases: dict[str, Any] = dict(judgement.per_case)
+  np.savez_compressed(workdir / CASES_FILE, **cases)
+  return quality | {name: {"value": value} for name, value in judgement.scalars.items()}
+
+
+def print_quality(quality: dict[str, Any]) -> None:
+  """The few metrics a person wants after a job."""
   shown = {name: values for name, values in quality.items() if name.endswith("@10")} or quality
   for name, values in shown.items():
     interval = f"  [{values['low']:.4f}, {values['high']:.4f}]" if "low" in values else ""
-    print(f"test {name:14s} {values['value']:.4f}{interval}")
+    print(f"test {name:14s} {values['value']:.4f}{interval}", flush=True)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+  """The few lines a person wants after a single-model job."""
+  print_quality(result["quality"])
+  size = result["size"]
   numbers = f"{size['parameters']:,} ({size['nonzero']:,} not 0)"
   print(f"parameters {numbers}, {size['bytes'] / 1e6:.3f} MB", flush=True)
 

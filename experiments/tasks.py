@@ -1,4 +1,4 @@
-"""What a family of models learns from, and how it is judged: sequences, pairs, clicks, classes.
+"""What a family of models learns from, and how it is judged: sequences, pairs, classes, search.
 
 A `Task` is everything that the binaries need to know of a task, as plain functions, so that each
 binary is written once for all of them.
@@ -25,6 +25,7 @@ CLICK_FAMILIES = ("mlp",)
 IMAGE_FAMILIES = ("resnet",)
 TEXT_FAMILIES = ("bert", "text_gru", "text_cnn", "static")
 LANGUAGE_FAMILIES = ("decoder",)
+SEARCH_FAMILIES = ("bi_encoder", "cross_encoder")
 
 
 class Judgement(NamedTuple):
@@ -51,8 +52,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair`, `click`, `image`, `text` or `language`; a student learns
-      from a teacher of its own task.
+    name: `sequence`, `masked`, `pair`, `click`, `image`, `text`, `language` or `search`; a student
+      learns from a teacher of its own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.
@@ -72,6 +73,9 @@ class Task(NamedTuple):
       None where a task has no texts to write.
     retokenize: `(folder, max_length) -> rows or None`: the training texts in the tokens of the
       model of that folder, beside `arrays`; None where they are the same. None for other tasks.
+    run_teacher: `(family, apply, params, *, embeddings) -> {name: [R, ...]}`, what a teacher
+      says of the training rows, `scores` and perhaps features, where it always runs over them once;
+      None where it runs live.
   """
 
   name: str
@@ -90,6 +94,7 @@ class Task(NamedTuple):
   ends: np.ndarray | None = None
   sampler: Callable[[DistillConfig, Cached], Sample] | None = None
   retokenize: Callable[[pathlib.Path, int], dict[str, np.ndarray] | None] | None = None
+  run_teacher: Callable[..., dict[str, np.ndarray]] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

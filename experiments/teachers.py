@@ -23,7 +23,13 @@ def join_teachers(
     apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
     own = jax.tree.map(jnp.asarray, teacher.params)
     suffix = f"_{number + 1}" if number else ""
-    if distill.cache_queries:
+    if task.run_teacher is not None:
+      name = f"teacher_{number + 1}"
+      said = task.run_teacher(teacher.family, apply, own, embeddings=distill.cache_queries)
+      arrays |= {f"{name}_{part}": values for part, values in said.items()}
+      features = sorted(set(said) - {"scores"})
+      apply, own = teacher_queries.with_outputs(name=name, features=features), {}
+    elif distill.cache_queries:
       name = teacher_queries.NAME + suffix
       arrays[name] = _cache_queries(task, fit, apply, teacher.params)
       apply = teacher_queries.with_queries(apply, name=name)

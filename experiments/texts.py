@@ -3,7 +3,7 @@
 import functools
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,31 +50,32 @@ def tokenizer(config: DataConfig) -> Any:
   return learn(load(config).parts["train"].texts, vocab_size=config.vocab_size)
 
 
-def save_tokenizer(config: DataConfig, folder: pathlib.Path) -> None:
+def save_tokenizer(config: DataConfig, folder: pathlib.Path, words: Any) -> None:
   """Keeps the tokenizer with the run, whose model is nothing without it.
 
   Raises:
     DataError: if the run has another one already.
   """
-  check_tokenizer(config, folder)
-  (folder / TOKENIZER_FILE).write_text(tokenizer(config).to_str(), encoding="utf-8")
+  check_tokenizer(config, folder, words)
+  (folder / TOKENIZER_FILE).write_text(words.to_str(), encoding="utf-8")
 
 
-def other_tokenizer(config: DataConfig, folder: pathlib.Path) -> Any | None:
-  """The tokenizer of a run where it has other tokens than the configured one."""
+def other_tokenizer(folder: pathlib.Path, words: Any) -> Any | None:
+  """The tokenizer of a run where it has other tokens than `words`."""
   path = folder / TOKENIZER_FILE
   found = load_tokenizer(path) if path.exists() else None
-  same = found is None or found.get_vocab() == tokenizer(config).get_vocab()
-  return None if same else found
+  return None if found is None or found.get_vocab() == words.get_vocab() else found
 
 
-def check_tokenizer(config: DataConfig, folder: pathlib.Path, *, mend: str = "") -> None:
-  """Whether a run that has a tokenizer has the configured one.
+def check_tokenizer(
+  config: DataConfig, folder: pathlib.Path, words: Any, *, mend: str = ""
+) -> None:
+  """Whether a run that has a tokenizer has the configured one, `words`.
 
   Raises:
     DataError: if it does not; `mend` is what else may be done.
   """
-  if other_tokenizer(config, folder) is not None:
+  if other_tokenizer(folder, words) is not None:
     path = folder / TOKENIZER_FILE
     raise DataError(
       f"{path} has other tokens than --tokenizer={config.tokenizer!r} gives; use "
@@ -95,18 +96,6 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     name: _without_types(encode(words, part.texts, max_length=config.max_length))
     for name, part in dataset.parts.items()
   }
-  length = config.max_length
-  full = np.nonzero(inputs["test"]["segments"].sum(axis=1) == length)[0]
-  longest = inputs["test"]["tokens"][full[:1] if len(full) else [0]]
-  longest = np.where(longest < 0, longest[:, :1], longest)
-
-  def request(count: int) -> dict[str, jnp.ndarray]:
-    return {
-      "tokens": jnp.asarray(np.resize(longest, (count, length))),
-      "segments": jnp.ones((count, length), jnp.int32),
-      "positions": jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (count, length)),
-    }
-
   return classes.make_task(
     "text",
     inputs,
@@ -114,13 +103,32 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     family,
     {
       "vocab_size": words.get_vocab_size(),
-      "max_length": length,
+      "max_length": config.max_length,
       "num_labels": len(dataset.classes),
       "head": "labels",
     },
     count="num_labels",
-    request=request,
+    request=make_request(inputs["test"]),
   )
+
+
+def make_request(rows: Mapping[str, np.ndarray]) -> Callable[[int], dict[str, jnp.ndarray]]:
+  """`(count) -> rows`, each the longest of these, filled up to the full length."""
+  length = rows["tokens"].shape[1]
+  first = int(np.argmax(rows["segments"].sum(axis=1)))
+  longest = rows["tokens"][first : first + 1]
+  longest = np.where(longest < 0, longest[:, :1], longest)
+  kept = [name for name in rows if name == "types"]
+
+  def request(count: int) -> dict[str, jnp.ndarray]:
+    types = {name: jnp.asarray(np.resize(rows[name][first], (count, length))) for name in kept}
+    return types | {
+      "tokens": jnp.asarray(np.resize(longest, (count, length))),
+      "segments": jnp.ones((count, length), jnp.int32),
+      "positions": jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (count, length)),
+    }
+
+  return request
 
 
 def _without_types(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -162,7 +170,7 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
 
 def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
   """Those of --checkpoint, with the head that the data needs."""
-  found = _checkpoint(config.checkpoint, config.model)
+  found = _checkpoint(config.checkpoint, config.model, pairs=sizes.get("num_labels") == 1)
   if found.sizes["vocab_size"] < sizes["vocab_size"]:
     raise ValueError(
       f"--checkpoint={config.checkpoint} knows {found.sizes['vocab_size']:,} tokens, but "
@@ -174,14 +182,17 @@ def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
       f"--max_length={sizes['max_length']} is more than the {longest} positions of "
       f"--checkpoint={config.checkpoint}"
     )
-  own = {k: v for k, v in found.sizes.items() if k not in ("pooling", "normalize")}
+  embeds = sizes.get("head") == "pool"
+  own = {k: v for k, v in found.sizes.items() if embeds or k not in ("pooling", "normalize")}
   return own | {k: sizes[k] for k in ("head", "num_labels", "dropout") if k in sizes}
 
 
-def start_from(config: ModelConfig, params: Params, item_ids: Sequence[Any] = ()) -> Params:
+def start_from(
+  config: ModelConfig, params: Params, item_ids: Sequence[Any] = (), *, pairs: bool = False
+) -> Params:
   """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given."""
   if config.checkpoint:
-    params = {**params, **_checkpoint(config.checkpoint, config.model).params}
+    params = {**params, **_checkpoint(config.checkpoint, config.model, pairs=pairs).params}
   for number, path in enumerate(config.item_embeddings):
     table = {"embedding": jnp.asarray(item_features(path, item_ids))}
     params = {**params, f"{FEATURES}{number}": table}
@@ -189,10 +200,14 @@ def start_from(config: ModelConfig, params: Params, item_ids: Sequence[Any] = ()
 
 
 @functools.lru_cache(maxsize=1)
-def _checkpoint(folder: str, family: str) -> hub.Checkpoint:
+def _checkpoint(folder: str, family: str, *, pairs: bool = False) -> hub.Checkpoint:
+  """Its body; for pairs of a query and a document with its own head, where that gives one score."""
   found = hub.load(folder, head="pool" if family == "bert" else "tokens", dtype=np.float32)
   if found.family != family:
     raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
+  if pairs and str(found.config.get("architectures")).find("ForSequenceClassification") > 0:
+    scorer = hub.load(folder, head="labels", dtype=np.float32)
+    return scorer if scorer.sizes["num_labels"] == 1 else found
   return found
 
 

@@ -12,6 +12,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+# ranx takes a minute to compile; numba reads this when it is first imported, by bm25s perhaps.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 
 import jax
 import pytest

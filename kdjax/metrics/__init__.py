@@ -28,7 +28,7 @@ from kdjax.metrics.ranking import (
   precision_metric,
   recall_metric,
 )
-from kdjax.metrics.ranks import Ranks, per_user, summarize
+from kdjax.metrics.ranks import Ranks, per_user, rank_lists, summarize
 from kdjax.metrics.sampled import sampled_rank_targets
 from kdjax.metrics.statistics import Comparison, Interval, bootstrap_interval, paired_test
 
@@ -62,6 +62,7 @@ __all__ = [
   "per_user",
   "popularity",
   "precision_metric",
+  "rank_lists",
   "rank_targets",
   "rank_targets_with",
   "recall_metric",

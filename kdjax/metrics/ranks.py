@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+NOT_FOUND = 2**30  # More than any list holds.
+
 
 class Ranks(NamedTuple):
   """Where the targets of some users stand in their rankings; target t of row n lies at
@@ -27,7 +29,9 @@ class Ranks(NamedTuple):
   num_negatives: int = 0
 
 
-def per_user(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, np.ndarray]:
+def per_user(
+  ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20), gains: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   r"""Every ranking metric at every k, one value a row of `ranks`.
 
   Each is the expected value under a random order of tied items, as in `kdjax.metrics.ranking`.
@@ -43,13 +47,14 @@ def per_user(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, n
   Args:
     ranks: from `rank_targets` or one of its siblings.
     ks: how many ranks count.
+    gains: float `[T]`, above 0, how relevant each of `ranks.items` is, for ndcg; 1 by default.
 
   Returns:
     float64 `[N]` by name: `hr@10`, `recall@10`, `precision@10`, `ndcg@10`, `mrr@10`, `map@10`,
     ...; names begin with `sampled100_` when 100 sampled negatives were ranked.
 
   Raises:
-    ValueError: if a k is not positive.
+    ValueError: if a k is not positive, or the gains are not one positive number a target.
 
   Example:
     >>> ranks = Ranks(*map(np.array, ([7], [0, 1], [42], [1], [1])))  # one item above the target
@@ -62,12 +67,65 @@ def per_user(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, n
   """
   if any(k < 1 for k in ks):
     raise ValueError(f"every k must be positive, got {tuple(ks)}")
+  gains = np.ones(len(ranks.items)) if gains is None else np.asarray(gains, np.float64)
+  if gains.shape != ranks.items.shape or not (gains > 0).all():
+    raise ValueError(f"gains {gains.shape} must be positive, one of each of {ranks.items.shape}")
   prefix = f"sampled{ranks.num_negatives}_" if ranks.num_negatives else ""
   found = {}
   for k in ks:
-    for name, values in _metrics_at(ranks, int(k)).items():
+    for name, values in _metrics_at(ranks, int(k), gains).items():
       found[f"{prefix}{name}@{k}"] = values
   return found
+
+
+def rank_lists(
+  scores: np.ndarray,
+  ids: np.ndarray,
+  target_items: np.ndarray,
+  target_offsets: np.ndarray,
+) -> Ranks:
+  """Where targets stand in lists of some candidates each: a first stage's best, or BM25's.
+
+  A target that is not on its list is not found: it stands behind `NOT_FOUND` others.
+
+  Args:
+    scores: float `[U, C]` of the candidates; -inf where there is none.
+    ids: int `[U, C]`, which items they are, none twice in a list.
+    target_items: int `[T]`, the items to find; a user may have none.
+    target_offsets: int `[U + 1]`.
+
+  Returns:
+    `Ranks`, of the users with a target, in the order of the users; items ascend within a user.
+
+  Raises:
+    ValueError: if the shapes or the offsets do not fit, or a score is NaN.
+
+  Example:
+    >>> found = rank_lists(np.array([[0.5, 0.9, 0.5]]), np.array([[7, 3, 4]]),
+    ...                    np.array([4, 8]), np.array([0, 2]))
+    >>> found.greater.tolist() == [1, NOT_FOUND], found.tied.tolist()
+    (True, [2, 1])
+  """
+  scores, ids, offsets = np.asarray(scores), np.asarray(ids), np.asarray(target_offsets)
+  if scores.shape != ids.shape or scores.ndim != 2 or len(offsets) != len(scores) + 1:
+    raise ValueError(f"scores {scores.shape}, ids {ids.shape}, offsets {offsets.shape} do not fit")
+  if offsets[-1] != len(target_items) or np.isnan(scores).any():
+    raise ValueError(f"offsets end at {offsets[-1]} of {len(target_items)} targets, or NaN scores")
+  row = np.repeat(np.arange(len(scores)), np.diff(offsets))
+  items = np.asarray(target_items)[np.lexsort((target_items, row))].astype(np.int32)
+  greater = np.full(len(items), NOT_FOUND, np.int32)
+  tied = np.ones(len(items), np.int32)
+  for first in range(0, len(items), 1024):
+    some = slice(first, first + 1024)
+    own = scores[row[some]]
+    at = (ids[row[some]] == items[some, None]) & (own > -np.inf)
+    there, score = at.any(axis=1), np.max(np.where(at, own, -np.inf), axis=1)[:, None]
+    greater[some] = np.where(there, (own > score).sum(axis=1), NOT_FOUND)
+    tied[some] = np.where(there, (own == score).sum(axis=1), 1)
+  lost = greater == NOT_FOUND
+  tied[lost] = np.bincount(row[lost], minlength=len(scores))[row[lost]]
+  users = np.flatnonzero(np.diff(offsets)).astype(np.int32)
+  return Ranks(users, offsets[np.append(users, len(scores))], items, greater, tied)
 
 
 def summarize(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, float]:
@@ -93,7 +151,7 @@ def summarize(ranks: Ranks, *, ks: Sequence[int] = (1, 5, 10, 20)) -> dict[str, 
   return {name: float(values.mean()) for name, values in per_user(ranks, ks=ks).items()}
 
 
-def _metrics_at(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
+def _metrics_at(ranks: Ranks, k: int, gains: np.ndarray) -> dict[str, np.ndarray]:
   counts = np.diff(ranks.offsets)
   names = ("hr", "recall", "precision", "ndcg", "mrr", "map")
   if len(counts) == 0:
@@ -122,7 +180,11 @@ def _metrics_at(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
   inverse = reciprocals[high] - reciprocals[low]
   others = (hits - 1) / np.maximum(tied - 1, 1)
   precision = ((1 + above) * inverse + others * (reached - (greater + 1) * inverse)) / tied
-  gain = (discounts[high] - discounts[low]) / tied
+  gain = gains[order] * (discounts[high] - discounts[low]) / tied
+  # In the ideal order the greatest gain comes first.
+  greatest = gains[np.lexsort((-gains, row))]
+  rank = np.minimum(np.arange(len(row)) - first[row], k)
+  ideal = greatest * (discounts[np.minimum(rank + 1, k)] - discounts[rank])
 
   def add(values: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, first)
@@ -131,7 +193,7 @@ def _metrics_at(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
     1.0 - np.multiply.reduceat(missed, first),
     add(share) / counts,
     add(share) / k,
-    add(gain) / discounts[np.minimum(counts, k)],
+    add(gain) / add(ideal),
     _reciprocal_rank(greater[first], tied[first], hits[first], k),
     add(precision) / counts,
   )

@@ -2,6 +2,13 @@
 
 from kdjax.models.bert import bert_axes, bert_sizes, make_bert
 from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
+from kdjax.models.bi_encoder import bi_encoder_axes, bi_encoder_sizes, make_bi_encoder
+from kdjax.models.cross_encoder import (
+  cross_encoder_axes,
+  cross_encoder_sizes,
+  make_cross_encoder,
+  pair_rows,
+)
 from kdjax.models.decoder import decoder_axes, decoder_sizes, make_cached, make_decoder
 from kdjax.models.generate import append, generate, sample_tokens
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
@@ -23,6 +30,10 @@ __all__ = [
   "bert4rec_sizes",
   "bert_axes",
   "bert_sizes",
+  "bi_encoder_axes",
+  "bi_encoder_sizes",
+  "cross_encoder_axes",
+  "cross_encoder_sizes",
   "decoder_axes",
   "decoder_sizes",
   "distill_table",
@@ -34,7 +45,9 @@ __all__ = [
   "inherit_tables",
   "make_bert",
   "make_bert4rec",
+  "make_bi_encoder",
   "make_cached",
+  "make_cross_encoder",
   "make_decoder",
   "make_gru4rec",
   "make_mf",
@@ -52,6 +65,7 @@ __all__ = [
   "mlp_sizes",
   "ncf_axes",
   "ncf_sizes",
+  "pair_rows",
   "resnet_axes",
   "resnet_sizes",
   "sample_tokens",

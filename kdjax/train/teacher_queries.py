@@ -1,4 +1,4 @@
-"""A factored teacher run once: its queries kept beside the training rows.
+"""A teacher run once: its queries, or its scores, kept beside the training rows.
 
 What a teacher of sequences says of a position is one short vector; the table that turns it into
 scores stays in its params. Kept in memory, the queries save the teacher's whole body in every
@@ -6,7 +6,7 @@ epoch, and change no number.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,29 @@ def with_queries(apply: Apply, *, name: str = NAME) -> Apply:
     return Outputs(outputs.logits._replace(query=query), features)
 
   return cached
+
+
+def with_outputs(*, name: str = "teacher", features: Sequence[str] = ()) -> Apply:
+  """The `apply` of a teacher that is not needed any more: a batch brings what it would say.
+
+  Args:
+    name: of the teacher; the batch holds its logits under `<name>_scores`.
+    features: which of its features the batch holds, each under `<name>_<feature>`.
+
+  Returns:
+    Apply that reads no params.
+
+  Example:
+    >>> with_outputs()({}, {"teacher_scores": jnp.ones([1, 2])}).logits.shape
+    (1, 2)
+  """
+
+  def kept(params: Params, batch: Batch, *, key: Array | None = None) -> Outputs:
+    del params, key
+    own = {feature: batch[f"{name}_{feature}"] for feature in features}
+    return Outputs(batch[f"{name}_scores"], own)
+
+  return kept
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

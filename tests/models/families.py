@@ -47,6 +47,10 @@ TEXTS = {
   "positions": jnp.array([[0, 1, 2, 3, 0, 0], range(6)]),
   "types": jnp.array([[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]),
 }
+SEARCHES = {
+  "query_tokens": jnp.array([[2, 5, 3], [2, 3, PAD]]),
+  "tokens": jnp.array([[[2, 7, 9, 3], [2, 1, 3, PAD]], [[2, 5, 5, 3], [2, 3, PAD, PAD]]]),
+}
 PAIRS = {"user": jnp.array([0, 4, 2])}
 CANDIDATES = PAIRS | {"candidates": jnp.array([[0, 1], [10, 3], [7, 7]])}
 CLICKS = {
@@ -141,6 +145,24 @@ FAMILIES = {
     BERT_SIZES | {"head": "labels", "num_labels": 3},
     TEXTS,
     (V + 7 + 2) * D + norm + 2 * block(12) + D * D + D + 3 * D + 3,
+  ),
+  "bi_encoder": _family(
+    "bi_encoder",
+    BERT_SIZES | {"num_layers": 1, "num_types": 0, "scale": 0.5},
+    SEARCHES,
+    (V + 7) * D + norm + block(12),
+  ),
+  "bi_encoder_static": _family(
+    "bi_encoder",
+    {"encoder": "static", "vocab_size": V, "dim": D, "normalize": False, "scale": 1.0},
+    SEARCHES,
+    V * D,
+  ),
+  "cross_encoder": _family(
+    "cross_encoder",
+    BERT_SIZES | {"num_layers": 1},
+    SEARCHES,
+    (V + 7 + 2) * D + norm + block(12) + D * D + D + D + 1,
   ),
   "decoder": _family(
     "decoder",

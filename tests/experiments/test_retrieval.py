@@ -1,0 +1,219 @@
+"""Search: a cross-encoder teaches a static bi-encoder, which is pruned and quantized."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from experiments import (
+  bm25,
+  candidate_terms,
+  distill,
+  evaluate,
+  prune,
+  quantize,
+  report,
+  retrieval,
+  runs,
+  train,
+)
+from experiments import retrieval_rows as collection
+from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
+from kdjax import losses
+from kdjax.data import text
+from kdjax.data.bm25 import make_bm25
+from kdjax.models import hub, make_bert
+from kdjax.types import Outputs
+
+DATA = DataConfig(
+  synthetic_users=24, synthetic_items=40, max_length=12, query_length=6, vocab_size=300,
+  mined_negatives=3, rerank=12, pseudo_queries=True,
+)  # fmt: skip
+CROSS = ModelConfig("cross_encoder", dim=8, layers=1, heads=2)
+STATIC = ModelConfig("bi_encoder", encoder="static", dim=8)
+FIT = dataclasses.replace(tiny.FIT, epochs=1, batch_size=32, steps_per_call=8)
+METRICS = {"ndcg@10", "mrr@10", "recall@100"}
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("cross") / "cross"
+  made = train.run(train.Config(DATA, CROSS, FIT), folder)
+  # It ranks 12 of the 40 documents: the others are not found.
+  assert set(made["quality"]) == METRICS
+  assert made["quality"]["recall@100"]["value"] < 1
+  return folder
+
+
+def student(teacher, folder, *entries, data=DATA, model=STATIC, **options):
+  options = DistillConfig(distill_losses=entries, **options)
+  return distill.run(distill.Config((str(teacher),), data, model, options, FIT), folder)
+
+
+def test_from_cross_encoder_to_a_small_index(cross, tmp_path, capsys):
+  made = student(cross, tmp_path / "student", "margin_mse:0.1", "kl:0.5", "listnet:0.1")
+  assert made["task"] == "search"
+  assert made["quality"]["recall@100"]["value"] == 1  # Of all 40 documents.
+  logged = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[0])
+  assert {"train/margin_mse", "train/kl", "train/cross_entropy", "valid/ndcg@10"} <= set(logged)
+  options = PruneConfig(sparsity=0.5, keep_dim=0.5, mask_every=1)
+  config = prune.Config(str(tmp_path / "student"), str(cross), prune=options, fit=FIT)
+  assert prune.run(config, tmp_path / "pruned")["sizes"]["dim"] == 4
+  int8 = quantize.run(quantize.Config(str(tmp_path / "pruned")), tmp_path / "int8")
+  assert int8["size"]["bytes"] < made["size"]["bytes"] / 2
+
+  bm25.run(bm25.Config(DATA), tmp_path / "bm25")
+  config = evaluate.Config((str(cross), str(tmp_path / "int8")), requests=2, batches=1)
+  rows = evaluate.run(config, tmp_path / "eval")["rows"]
+  assert rows[1]["cost"]["throughput"] > 0
+  assert 0 <= rows[1]["agreement"]["overlap@10"] <= 1
+  assert np.isfinite(list(rows[1]["agreement"].values())).all()
+  table = report.run(
+    report.Config((str(tmp_path / "eval"), str(tmp_path / "bm25"))), tmp_path / "r"
+  )
+  assert [row["name"] for row in table["table"]] == ["cross", "int8", "bm25"]
+  capsys.readouterr()
+
+
+def test_what_a_teacher_says_is_what_it_would_say_live(cross):
+  task = retrieval.make_task(DATA, "cross_encoder")
+  batch = {name: jnp.asarray(values[:9]) for name, values in task.arrays.items()}
+  saved = runs.load_model(cross, flag="--")
+  apply = jax.jit(runs.make_model(saved.family, saved.sizes).apply)
+  said = task.run_teacher("cross_encoder", apply, saved.params, embeddings=True)
+  assert set(said) == {"scores"}
+  np.testing.assert_allclose(said["scores"][:9], apply(saved.params, batch).logits, atol=1e-5)
+
+  sizes = retrieval.model_sizes(STATIC, retrieval.make_task(DATA, "bi_encoder").sizes)
+  model = runs.make_model("bi_encoder", sizes | {"scale": 3.0})
+  params = model.init(jax.random.key(0), batch)
+  said = task.run_teacher("bi_encoder", model.apply, params, embeddings=True)
+  live = jax.jit(model.apply)(params, batch)
+  np.testing.assert_allclose(said["scores"][:9], live.logits, atol=1e-5)
+  for name in ("query", "documents"):
+    np.testing.assert_allclose(said[name][:9], live.features[name], atol=1e-5)
+
+
+def test_rows_hold_what_answers_first_and_negatives_that_do_not():
+  dataset, rows = retrieval.load(DATA), collection.training_rows(DATA)
+  known = {}
+  for part in dataset.parts.values():
+    relevant = part.relevant()
+    for query, document in zip(relevant.queries, relevant.documents, strict=True):
+      known.setdefault(int(query), set()).add(int(document))
+  train_queries = set(dataset.parts["train"].queries.tolist())
+  titled = 0
+  for query, candidates, relevant in zip(*rows[1:], strict=True):
+    assert len(set(candidates.tolist())) == 4
+    if query < len(dataset.queries):
+      assert query in train_queries
+      assert candidates[0] in known[query]
+      assert not known[query] & set(candidates[1:].tolist())
+      assert set(relevant[relevant >= 0].tolist()) == known[query]
+    else:
+      assert rows.texts[query] == dataset.titles[candidates[0]]
+      titled += 1
+  assert titled == len(dataset.documents)
+
+
+def test_mined_negatives_are_nearer_than_drawn_ones():
+  data = dataclasses.replace(DATA, synthetic_items=300, pseudo_queries=False)
+  score = make_bm25(retrieval.load(data).documents)
+
+  def mean(data):
+    rows = collection.training_rows(data)
+    found = score([rows.texts[query] for query in rows.queries])
+    return np.take_along_axis(found, rows.candidates[:, 1:], axis=1).mean()
+
+  assert mean(data) > 2 * mean(dataclasses.replace(data, mining="random"))
+
+
+def test_label_loss_counts_the_documents_of_other_queries_unless_they_answer():
+  rng = np.random.default_rng(0)
+  query, documents = rng.normal(size=(2, 3)), rng.normal(size=(2, 2, 3))
+  scores = np.einsum("bd,ncd->bnc", query, documents)
+  features = {"query": jnp.asarray(query), "documents": jnp.asarray(documents)}
+  own = np.einsum("bd,bcd->bc", query, documents)
+  # Document 5, the second query's, answers the first query, too.
+  batch = {
+    "candidates": jnp.array([[4, 7], [5, 8]]), "relevant": jnp.array([[4, 5], [5, -1]])
+  }  # fmt: skip
+  loss = jax.jit(lambda outputs: retrieval.label_loss(outputs, None, batch))
+  found = loss(Outputs(jnp.asarray(own), features))
+  rows = [[own[0, 0], own[0, 1], scores[0, 1, 1]], [own[1, 0], own[1, 1], *scores[1, 0]]]
+  expected = [np.log(np.exp(row).sum()) - row[0] for row in rows]
+  np.testing.assert_allclose(found.total / found.count, np.mean(expected), rtol=1e-5)
+  alone = loss(Outputs(jnp.asarray(own), {}))
+  expected = [np.log(np.exp(row).sum()) - row[0] for row in own]
+  np.testing.assert_allclose(alone.total / alone.count, np.mean(expected), rtol=1e-5)
+
+
+def test_margins_are_those_of_the_relevant_document(cross):
+  rng = np.random.default_rng(0)
+  own, other = (jnp.asarray(rng.normal(size=(5, 4)), jnp.float32) for _ in "ab")
+  task = retrieval.make_task(DATA, "bi_encoder")
+  options = DistillConfig(distill_losses=("margin_mse:1",))
+  (term,) = task.flag_terms(options, FIT, num_teachers=1, num_steps=1)
+  batch = {"candidates": jnp.zeros([5, 4], jnp.int32), "noise": jnp.zeros(5, jnp.uint32)}
+  found = jax.jit(term.loss)(Outputs(own, {}), Outputs(other, {}), batch)
+  expected = losses.margin_mse_loss(own[:, 0], own[:, 1:], other[:, 0], other[:, 1:])
+  np.testing.assert_allclose(found.total / found.count, expected, rtol=1e-5)
+
+
+def pair_sizes(model, data):
+  return retrieval.model_sizes(model, retrieval.make_task(data, "cross_encoder").sizes)
+
+
+def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
+  words = text.train_tokenizer(retrieval.load(DATA).documents, vocab_size=300)
+  sizes = {"vocab_size": 300, "max_length": 48, "dim": 8, "num_layers": 1, "num_heads": 2}
+  params = make_bert(**sizes).init(jax.random.key(0), text.encode(words, ["a"], max_length=4))
+  folder = tmp_path / "encoder"
+  hub.save(folder, hub.Checkpoint("bert", "bert", sizes | {"pooling": "first"}, params, {}))
+  (folder / "tokenizer.json").write_text(words.to_str())
+  data = dataclasses.replace(DATA, tokenizer=str(folder))
+  model = ModelConfig("bi_encoder", checkpoint=str(folder))
+  fit = dataclasses.replace(FIT, learning_rate=0.0)
+  made = train.run(train.Config(data, model, fit), tmp_path / "teacher")
+  assert (made["sizes"]["encoder"], made["sizes"]["pooling"]) == ("bert", "first")
+  kept = runs.load_model(tmp_path / "teacher", flag="--").params
+  assert jax.tree.all(jax.tree.map(np.array_equal, kept, params))
+  names = (*candidate_terms.LISTS, "in_batch_kl", "hint@documents")
+  entries = tuple(f"{name}:0.01" for name in names)
+  student(tmp_path / "teacher", tmp_path / "student", *entries, data=data, cache_queries=True)
+  logged = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[0])
+  assert np.isfinite([logged[f"train/{name}"] for name in names]).all()
+  with pytest.raises(ValueError, match=r"no feature 'query'; it has none .*--cache_queries"):
+    student(tmp_path / "teacher", tmp_path / "without", *entries, data=data)
+  pair = dataclasses.replace(model, model="cross_encoder")
+  long = dataclasses.replace(data, max_length=44)
+  assert pair_sizes(pair, data)["num_types"] == 2
+  with pytest.raises(ValueError, match="--max_length=49 is more than the 48 positions"):
+    pair_sizes(pair, long)
+
+
+@pytest.mark.parametrize(
+  ("data", "model", "fit", "message"),
+  [
+    ({"mined_negatives": 39}, {}, {}, r"--mined_negatives=39: there are .* ask for fewer"),
+    ({}, {}, {"label_loss": "bpr"}, "--label_loss=bpr does not fit --model=bi_encoder"),
+    ({}, {"checkpoint": "x"}, {}, "--checkpoint does not fit --model=static"),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(tmp_path, data, model, fit, message):
+  change = dataclasses.replace
+  config = train.Config(change(DATA, **data), change(STATIC, **model), change(FIT, **fit))
+  with pytest.raises(ValueError, match=message):
+    train.run(config, tmp_path)
+
+
+def test_teachers_and_losses_that_do_not_fit_are_refused(cross, tmp_path):
+  with pytest.raises(ValueError, match="did you mean 'margin_mse'"):
+    student(cross, tmp_path / "a", "margin_mze:1")
+  other = dataclasses.replace(DATA, fold=1)
+  with pytest.raises(ValueError, match="another split: --fold was 0, is 1"):
+    student(cross, tmp_path / "b", data=other)
