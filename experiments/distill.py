@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, runs
+from experiments import cli, fitting, loss_terms, runs, starts
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax import losses, models
@@ -38,8 +38,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   for teacher in teachers:
     runs.check_teacher(teacher, task, config.data)
   sizes = runs.model_sizes(config.model, task)
-  inherit = lambda params: runs.start_from(config.model, config.data, params)  # noqa: E731
+  inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
   if config.distill.inherit_tables:
+    if config.model.start:
+      raise ValueError("--inherit_tables: tables start from --start already; give one of the two")
     inherit = lambda params: models.inherit_tables(params, teachers[0].params)  # noqa: E731
   fitted = fitting.fit_model(
     task,
@@ -51,6 +53,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     teachers=teachers,
     cache_queries=config.distill.cache_queries,
     inherit=inherit,
+    predicts=learns_predictions(config.distill),
     name=folder.name,
   )
   return runs.finish(
@@ -63,6 +66,15 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),
   )
+
+
+def learns_predictions(distill: DistillConfig) -> bool:
+  """Whether any term reads the student's predictions, and not its features alone."""
+  if distill.label_weight:
+    return True
+  if distill.distill_losses:
+    return loss_terms.read_predictions(distill.distill_losses)
+  return bool(distill.distill_weight)
 
 
 def distill_terms(

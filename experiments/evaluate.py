@@ -46,7 +46,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   if len(names) != len(config.models):
     raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
   loaded = {model: runs.load_model(model, flag="--models") for model in config.models}
-  if len({saved.data for saved in loaded.values()}) > 1:
+  splits = [runs.split_of(saved.data) for saved in loaded.values()]
+  if any(split != splits[0] for split in splits):
     raise ValueError("--models were trained on different data or splits; judge them apart")
 
   costs = measure(loaded, config)

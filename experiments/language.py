@@ -1,6 +1,7 @@
 """The language task: the next token of a text (decoder)."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,10 @@ from experiments.negatives import popularity
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data import batches
-from kdjax.data.text import TextDataset, encode, load_texts, make_texts
+from kdjax.data.text import TextDataset, encode
 from kdjax.losses.catalog import catalog_cross_entropy_loss
 from kdjax.train.objective import Term
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
-
-
-@functools.lru_cache(maxsize=2)
-def load(config: DataConfig) -> TextDataset:
-  """The texts that --dataset names, without labels: a table or folder of tables, or `synthetic`.
-
-  Raises:
-    DataError: naming the file and the mend.
-  """
-  if config.dataset == "synthetic":
-    return make_texts(config.synthetic_users, seed=config.data_seed)
-  return load_texts(
-    config.dataset,
-    text_column=config.text_column,
-    labels=False,
-    valid_fraction=config.valid_fraction,
-    test_fraction=config.test_fraction,
-    seed=config.data_seed,
-  )
 
 
 def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
@@ -45,16 +27,18 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     name: encode(words, part.texts, max_length=length) for name, part in dataset.parts.items()
   }
   real = rows["train"]["segments"] > 0
-  tokens, counts = rows["train"]["tokens"][real], real.sum(axis=1)
-  packed, ends = batches.pack_rows(
-    tokens, np.concatenate([[0], np.cumsum(counts)]), length=length, seed=config.data_seed
-  )
-  arrays = {"tokens" if name == "items" else name: x for name, x in packed.items()}
-  shares = popularity(tokens, words.get_vocab_size())
+  arrays, count = pack(rows["train"], seed=config.data_seed, labels=True)
+  shares = popularity(rows["train"]["tokens"][real], words.get_vocab_size())
+
+  def labelled(part: str) -> dict[str, np.ndarray]:
+    given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
+    following = np.pad(given["tokens"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    return {**given, "labels": following}
 
   def judge(apply, params, part) -> Judgement:
-    given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
-    logits, top_k, nll = _judge(apply, params, given)
+    given = labelled(part)
+    asked = (given["segments"].sum(axis=1) - 1) // 2
+    logits, top_k, nll = judge_tokens(apply, params, {**given, "asked": asked})
     tokens = np.maximum(given["segments"].sum(axis=1) - 1, 1)
     scalars = {"perplexity": float(np.exp(nll.sum() / tokens.sum()))}
     per_case = {"log_likelihood": -(nll / tokens).astype(np.float64)}
@@ -77,7 +61,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   return Task(
     name="language",
     arrays=arrays,
-    num_examples=len(ends),
+    num_examples=count,
     sizes={"vocab_size": words.get_vocab_size(), "max_length": length},
     augment=lambda fit: None,
     label_term=lambda fit, weight: Term(
@@ -92,6 +76,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     request=request,
     joint_term=sequences.joint_term,
     flag_terms=flag_terms,
+    valid=labelled("valid"),
   )
 
 
@@ -100,23 +85,57 @@ def _last(logits: FactoredLogits) -> Array:
   return logits._replace(query=logits.query[:, -1]).dense()
 
 
+def pack(
+  rows: Mapping[str, np.ndarray], *, seed: int, labels: bool
+) -> tuple[dict[str, np.ndarray], int]:
+  """The real tokens of rows, several texts a row, and how many texts there are.
+
+  With `labels` each position has the next token, else none.
+  """
+  real = rows["segments"] > 0
+  offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+  length = real.shape[1]
+  packed, ends = batches.pack_rows(
+    rows["tokens"][real], offsets, length=length, labels=labels, seed=seed
+  )
+  return {"tokens" if name == "items" else name: x for name, x in packed.items()}, len(ends)
+
+
+def chosen_logits(logits: FactoredLogits, batch: Batch) -> FactoredLogits:
+  """Those at the positions `batch["places"]` that have the labels; all where there is no such."""
+  if "places" not in batch:
+    return logits
+  return logits._replace(query=jnp.take_along_axis(logits.query, batch["places"][..., None], 1))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _judge_block(apply: Apply, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-  """Of every text: the query in its middle, the likeliest tokens there, and its nats in all."""
-  logits = apply(params, batch).logits
-  following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-  real = following >= 0
-  nll = catalog_cross_entropy_loss(logits, jnp.maximum(following, 0), where=real, reduce_fn=None)
-  middle = (jnp.sum(batch["segments"], axis=1) - 1) // 2
-  query = jnp.take_along_axis(logits.query, middle[:, None, None], axis=1)[:, 0]
+  """As `judge_tokens`, of a block."""
+  logits = chosen_logits(apply(params, batch).logits, batch)
+  labels, asked = batch["labels"], batch["asked"]
+  nll = catalog_cross_entropy_loss(
+    logits, jnp.maximum(labels, 0), where=labels >= 0, reduce_fn=None
+  )
+  query = jnp.take_along_axis(logits.query, asked[:, None, None], axis=1)[:, 0]
   _, best = jax.lax.top_k(logits._replace(query=query).dense(), ranking.LIST)
-  return query, best, jnp.sum(jnp.where(real, nll, 0.0), axis=1)
+  return query, best, jnp.sum(jnp.where(labels >= 0, nll, 0.0), axis=1)
 
 
-def _judge(
-  apply: Apply, params: Params, rows: dict[str, np.ndarray], *, size: int = 64
+def judge_tokens(
+  apply: Apply, params: Params, rows: Mapping[str, np.ndarray], *, size: int = 64
 ) -> tuple[FactoredLogits, np.ndarray, np.ndarray]:
-  """As `_judge_block`, of all texts, in blocks of one shape."""
+  """What a model says of the labels of all texts, in blocks of one shape.
+
+  Args:
+    apply: of a model of tokens.
+    params: its parameters.
+    rows: what it reads; int `[N, P]` `labels`, -1 where there is none, of all positions or of
+      `places`; and int `[N]` `asked`, which of the P stands for the text.
+    size: texts of a block.
+
+  Returns:
+    The query asked for, the likeliest tokens there, and the nats of all labels, of every text.
+  """
   found, count = [], len(rows["tokens"])
   for first in range(0, count, size):
     index = np.minimum(np.arange(first, first + size), count - 1)

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import clicks, images, language, pairs, sequences, texts
+from experiments import clicks, images, language, masked_language, pairs, sequences, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import (
   CLICK_FAMILIES,
@@ -27,6 +26,7 @@ from experiments.tasks import (
 )
 from kdjax import flags, models, quant, store, tree
 from kdjax.data import ids, interactions, sources, summary, synthetic
+from kdjax.data.text import TextDataset
 from kdjax.metrics import statistics
 from kdjax.models.linen import Sizes
 from kdjax.types import Model, Params
@@ -127,10 +127,14 @@ def make_task(config: DataConfig, family: str) -> Task:
   """The task that a family learns on the configured data."""
   if family in IMAGE_FAMILIES:
     return images.make_task(images.load(config), config, family)
-  if family in TEXT_FAMILIES:
-    return texts.make_task(texts.load(config), config, family)
-  if family in LANGUAGE_FAMILIES:
-    return language.make_task(language.load(config), config, family)
+  if config.objective == "masked" and family != "bert":
+    raise ValueError(f"--objective=masked does not fit --model={family}; use bert")
+  if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+    found = _load_texts(config, family)
+    if config.objective == "masked":
+      return masked_language.make_task(found, config, family)
+    make = texts.make_task if family in TEXT_FAMILIES else language.make_task
+    return make(found, config, family)
   dataset = load_data(config)
   if family in SEQUENCE_FAMILIES:
     return sequences.make_task(dataset, config, family)
@@ -140,12 +144,16 @@ def make_task(config: DataConfig, family: str) -> Task:
   return clicks.make_task(dataset, config, family)
 
 
+def _load_texts(config: DataConfig, family: str) -> TextDataset:
+  """The texts, with labels where they are to be told."""
+  return texts.load(config, labels=family in TEXT_FAMILIES and config.objective == "auto")
+
+
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
   """Saves a log's id maps or a tokenizer with the run, and prints a summary once a process."""
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
-    load = texts.load if family in TEXT_FAMILIES else language.load
     texts.save_tokenizer(config, workdir)
-    _print_once(texts.describe(load(config)))
+    _print_once(texts.describe(_load_texts(config, family)))
   elif family in IMAGE_FAMILIES:
     _print_once(images.describe(images.load(config)))
   else:
@@ -197,12 +205,6 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "ncf":
     return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
-
-
-def start_from(model: ModelConfig, data: DataConfig, params: Params) -> Params:
-  """Fresh params with what the flags say of pretrained ones."""
-  item_ids: Sequence[Any] = list(load_data(data).item_ids) if model.item_embeddings else ()
-  return texts.start_from(model, params, item_ids)
 
 
 def _without(sizes: Sizes, *names: str) -> Sizes:
@@ -281,7 +283,7 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
   Raises:
     ValueError: saying which.
   """
-  other = make_task(data, teacher.family)
+  other = make_task(dataclasses.replace(data, objective=teacher.data.objective), teacher.family)
   if other.name != task.name:
     raise ValueError(
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
@@ -296,14 +298,32 @@ def check_teacher(teacher: SavedModel, task: Task, data: DataConfig) -> None:
         f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
       )
   # A teacher of another split has seen items that the student is tested on.
-  before, now = _split_of(teacher.data), _split_of(data)
-  if changed := [name for name in now if now[name] != before[name]]:
-    listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
-    raise ValueError(f"--teacher={teacher.folder} was trained on another split: {listed}")
+  before, now = split_of(teacher.data), split_of(data)
+  if changed := _changes(before, now):
+    raise ValueError(f"--teacher={teacher.folder} was trained on another split: {changed}")
 
 
-def _split_of(data: DataConfig) -> dict[str, Any]:
-  """What decides which events are in which part."""
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+  """Which flags differ, and how."""
+  return ", ".join(
+    f"--{name} was {before[name]!r}, is {now[name]!r}" for name in now if now[name] != before[name]
+  )
+
+
+def other_split(before: DataConfig, now: DataConfig) -> str:
+  """Which flags split the same data in another way; "" for none, and for other data."""
+  first, second = (
+    {n: v for n, v in split_of(data).items() if n not in ("objective", "label_column")}
+    for data in (before, now)
+  )
+  return _changes(first, second) if first["dataset"] == second["dataset"] else ""
+
+
+def split_of(data: DataConfig) -> dict[str, Any]:
+  """What decides which cases are in which part: of data made from others, that of those."""
+  made_from = pathlib.Path(data.dataset) / texts.MADE_FROM
+  if made_from.exists():
+    data = flags.load(DataConfig, made_from)
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
   kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
   return {n: v for n, v in values.items() if n not in kept}

@@ -48,8 +48,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair`, `click`, `image`, `text` or `language`; a student learns
-      from a teacher of its own task.
+    name: `sequence`, `masked`, `pair`, `click`, `image`, `text`, `language` or `masked_language`; a
+      student learns from a teacher of its own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.
@@ -63,6 +63,7 @@ class Task(NamedTuple):
     flag_terms: `(distill, fit, *, num_teachers, num_steps) -> [Term]` of --distill_losses.
     joint_term: `(distill, fit) -> Term` that does the work of both terms in one, or None where
       these flags have none.
+    valid: validation rows as `arrays`, where losses can be taken on them.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Task(NamedTuple):
   request: Callable[[int], Any]
   flag_terms: Callable[..., list[Term]]
   joint_term: Callable[[DistillConfig, FitConfig], Term | None] = lambda distill, fit: None
+  valid: Mapping[str, np.ndarray] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""
