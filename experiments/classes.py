@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments import loss_terms
 from experiments.config import DistillConfig, FitConfig
-from experiments.loss_view import DenseLogits, View
+from experiments.loss_view import DenseLogits, Maker, View
 from experiments.tasks import Judgement, Task, label_loss_of, predict
 from kdjax import losses
+from kdjax.layers import segment_mask
 from kdjax.metrics import classification
 from kdjax.models.linen import Sizes
 from kdjax.reduce import totals
@@ -28,6 +29,7 @@ def make_task(
   count: str,
   request: Callable[[int], Any],
   block: int = 256,
+  makers: Mapping[str, Maker] = loss_terms.IMAGE,
 ) -> Task:
   """The task of telling classes apart.
 
@@ -40,6 +42,7 @@ def make_task(
     count: which of them is the number of classes.
     request: of `Task`.
     block: cases judged at once.
+    makers: the losses of --distill_losses.
   """
   train, num_classes = labels["train"], sizes[count]
 
@@ -67,8 +70,9 @@ def make_task(
     serve=lambda apply: lambda params, batch: apply(params, batch).logits,
     request=request,
     flag_terms=lambda distill, fit, **counts: loss_terms.make_terms(
-      loss_terms.IMAGE, make_view(len(train)), distill, **counts
+      makers, make_view(len(train)), distill, **counts
     ),
+    valid={**inputs["valid"], "labels": labels["valid"]},
   )
 
 
@@ -113,12 +117,25 @@ def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
 
 
 def make_view(num_rows: int) -> View:
-  """How --distill_losses reads them: one position with as many classes as there are."""
+  """How --distill_losses reads them: one position with as many classes as there are.
+
+  Features of texts have positions of their own, of which those with a token count.
+  """
+
+  def real(batch):
+    return (
+      batch["segments"] > 0 if "segments" in batch else jnp.ones((len(batch["labels"]), 1), bool)
+    )
+
+  def attends(batch):
+    return segment_mask(batch["segments"], causal=False) if "segments" in batch else None
+
   return View(
     logits=lambda outputs, batch: DenseLogits(outputs.logits[:, None]),
     labels=lambda batch: batch["labels"][:, None],
     items=lambda batch: batch["labels"][:, None],
     where=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
-    real=lambda batch: jnp.ones((len(batch["labels"]), 1), bool),
+    real=real,
     num_rows=num_rows,
+    attends=attends,
   )

@@ -29,6 +29,11 @@ class DataConfig:
   rating_column: str = option("", "Name of the rating column.")
   label_column: str = option("", "Name of the label column: clicks (0 or 1), or classes of texts.")
   text_column: str = option("", "Name of the text column.")
+  objective: Literal["auto", "masked"] = option(
+    "auto",
+    "What is learned of texts. auto: their labels, by a decoder the next token; masked: tokens of "
+    "them that are hidden (bert), which needs no labels.",
+  )
   tokenizer: str = option(
     "",
     "Texts: a tokenizer.json, or a checkpoint folder with one; learned from the training texts when "
@@ -127,6 +132,12 @@ class ModelConfig:
     "bert (also as a bi_encoder or cross_encoder), decoder: a Hugging Face checkpoint folder; the "
     "model takes its sizes and starts as it is. Give --tokenizer the same folder.",
   )
+  start: str = option(
+    "",
+    "Workdir of a finished run to start from: every array that has its path and shape there; the "
+    "rest is fresh (with --checkpoint, the checkpoint's). Sizes are not taken from it: give them, or "
+    "its --checkpoint, again.",
+  )
   item_embeddings: tuple[str, ...] = option(
     (),
     "sasrec: tables of item embeddings (of texts, images, ...), workdirs of experiments.embed or .npz "
@@ -173,6 +184,19 @@ class FitConfig:
     (),
     "Parameters that stay as they start, by the beginnings of their paths: token_embedding, block_0, "
     "block_1/attention. A wrong one lists what there is.",
+  )
+  lora_rank: int = option(
+    0,
+    "Train low-rank adapters of this rank instead of a pretrained model's matrices (with --checkpoint "
+    "or --start), and what is fresh, such as a new head; they are merged when training ends. 0 trains "
+    "all parameters.",
+    lower=0,
+  )
+  lora_alpha: float = option(16.0, "Adapters count --lora_alpha / --lora_rank.", lower=0)
+  lora_select: tuple[str, ...] = option(
+    (),
+    "Matrices that get adapters, by parts of their paths: attention, query, block_0/up. All that are "
+    "multiplied when not given.",
   )
   accumulate: int = option(1, "Micro-batches summed before each update.", lower=1)
   dtype: Literal["float32", "bfloat16"] = option(
@@ -225,15 +249,17 @@ class DistillConfig:
     (),
     "Losses on the teacher instead of --distill_loss, --distill_weight and hints: "
     "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight], such as "
-    "kl:0.8,rkd_distance@query:10>1. Features are those that the models name, and item, the label's "
-    "row of the item table. A wrong name lists what there is. A decoder's teacher may have a tokenizer "
-    "of its own where universal_logit stands alone.",
+    "kl:0.8,rkd_distance@query:10>1. Features are those that the models name; item, the label's row "
+    "of the item table; and blocks, each block of the student beside one of the teacher's, evenly "
+    "spread. A wrong name lists what there is. A decoder's teacher may have a tokenizer of its own "
+    "where universal_logit stands alone.",
   )
   cache_queries: bool = option(
     False,
     "Run the teacher over the training rows once and keep its query of every position in memory "
-    "(positions x its dim values), instead of running it in every step; sequence models only. A "
-    "search teacher's scores are always kept; this keeps the embeddings of a bi_encoder, too.",
+    "(positions x its dim values), instead of running it in every step: sequence models; of texts and "
+    "images its logits. A search teacher's scores are always kept; this keeps the embeddings of a "
+    "bi_encoder, too.",
   )
   cache_top_k: int = option(
     0,

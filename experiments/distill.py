@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, logit_terms, rankings, runs
+from experiments import cli, fitting, logit_terms, loss_terms, rankings, runs, starts
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.loss_flags import loss_names
 from experiments.tasks import Task
@@ -43,8 +43,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   sizes = runs.model_sizes(config.model, task)
   task, ranked = rankings.added(task, config.distill, config.fit, config.data)
   terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
-  inherit = lambda params: runs.start_from(config.model, config.data, params)  # noqa: E731
+  inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
   if config.distill.inherit_tables and teachers:
+    if config.model.start:
+      raise ValueError("--inherit_tables: tables start from --start already; give one of the two")
     inherit = lambda params: models.inherit_tables(params, teachers[0].params)  # noqa: E731
   fitted = fitting.fit_model(
     task,
@@ -56,6 +58,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     teachers=teachers,
     distill=config.distill,
     inherit=inherit,
+    predicts=learns_predictions(config.distill),
     name=folder.name,
   )
   sizes, params = runs.served(config.model, sizes, fitted.params)
@@ -69,6 +72,15 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),
   )
+
+
+def learns_predictions(distill: DistillConfig) -> bool:
+  """Whether any term reads the student's predictions, and not its features alone."""
+  if distill.label_weight or distill.cached_rankings:
+    return True
+  if distill.distill_losses:
+    return loss_terms.read_predictions(distill.distill_losses)
+  return bool(distill.distill_weight)
 
 
 def distill_terms(

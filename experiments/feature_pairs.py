@@ -78,7 +78,10 @@ def pair_of(spec: LossSpec, view: View, student: Outputs, teacher: Outputs, batc
       f"--distill_losses: {spec.term!r} compares features of shapes {own.shape} and {other.shape}, "
       "which may differ in the last axis only"
     )
-  where, real = (positions_like(own, of(batch)) for of in (view.where, view.real))
+  real = positions_like(own, view.real(batch))
+  # What has positions of its own, as the tokens of a text with one label, counts where they exist.
+  where = view.where(batch)
+  where = where if where.shape == own.shape[:2] else real
   return Pair(own, other, where, real, view.labels(batch), batch)
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import adapters
 from experiments.config import DistillConfig, FitConfig
 from experiments.runs import SavedModel, make_cached, make_model, serves_integers
 from experiments.tasks import Judgement, Task
 from experiments.teachers import join_teachers
-from experiments.texts import FEATURES
+from experiments.validation import LOSS, make_valid_loss
 from kdjax import quant, tree
 from kdjax.data import batches
 from kdjax.models.linen import Sizes
@@ -31,7 +32,7 @@ from kdjax.train import (
 )
 from kdjax.train.frozen import freeze
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Array, Batch, Params, Select
+from kdjax.types import Apply, Array, Batch, Params
 
 
 def make_tx(
@@ -56,24 +57,6 @@ def make_tx(
   return optax.chain(*clip, optimizer, *([] if last is None else [last]))
 
 
-def _named(prefixes: Sequence[str], params: Params, flag: str) -> Select:
-  """Which leaves a flag names by the beginnings of their paths.
-
-  Raises:
-    ValueError: if a beginning is none of any path.
-  """
-  paths = ["/".join(path) for path, _ in tree.leaves_with_path(params)]
-
-  def begins(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
-
-  for prefix in prefixes:
-    if not any(begins(path, prefix) for path in paths):
-      known = sorted({path.split("/")[0] for path in paths})
-      raise ValueError(f"--{flag}={prefix}: there are {', '.join(known)}, and parts of them")
-  return lambda path, leaf: any(begins("/".join(path), prefix) for prefix in prefixes)
-
-
 def _matrices(params: Params) -> Params:
   return tree.map_with_path(tree.is_matrix, params)
 
@@ -84,10 +67,14 @@ class Fitted(NamedTuple):
   Attributes:
     params: the student's, at the best validation.
     progress: where training ended.
+    metric: the validation metric that decided which was the best.
+    counts: of its numbers, how many were `trained` and `frozen`.
   """
 
   params: Params
   progress: loop.Progress
+  metric: str
+  counts: dict[str, int]
 
 
 def fit_model(
@@ -104,6 +91,7 @@ def fit_model(
   inherit: Callable[[Params], Params] = lambda params: params,
   last: Callable[[int], optax.GradientTransformation] | None = None,
   min_best: Callable[[int], int] = lambda num_steps: 0,
+  predicts: bool = True,
   name: str = "train",
 ) -> Fitted:
   """Trains a model by the flags, on every device, resuming what the workdir holds.
@@ -123,6 +111,8 @@ def fit_model(
     inherit: from fresh parameters to those at step 0, where there is no `start`.
     last: from the number of steps to the last transform of the optimizer chain.
     min_best: from the number of steps to the one before which no validation can win.
+    predicts: whether any term reads predictions. Where none does, what the student predicts says
+      nothing of its training: where the task has rows for it, the losses on validation rows decide.
     name: of the progress bar.
   """
   if fit.train_bits not in (0, 4, 8):
@@ -132,6 +122,7 @@ def fit_model(
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   student_apply = _through_integers(student.apply, fit.train_bits)
+  student_apply = adapters.through_adapters(fit, student_apply)
   distill = distill or DistillConfig()
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
@@ -154,15 +145,22 @@ def fit_model(
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
   rows = {name: jnp.asarray(values[: fit.accumulate]) for name, values in arrays.items()}
   example = augment(rows, augment_key, jnp.int32(0))
+  fresh = None
   if start is None:
-    start = inherit(student.init(init_key, example))
-  data = tuple(name for name in start if name.startswith(FEATURES))
-  if data or fit.freeze:
-    tx = freeze(tx, tree.under("student", select=_named((*fit.freeze, *data), start, "freeze")))
+    fresh = student.init(init_key, example)
+    start = inherit(fresh)
+  if fit.lora_rank and last is not None:
+    raise ValueError("--lora_rank does not fit pruning: merged, adapters fill what was 0")
+  whole = adapters.make_student(fit, start, jax.random.fold_in(init_key, len(terms)), fresh=fresh)
+  if said := adapters.describe(fit, whole):
+    print(said, flush=True)
+  if whole.frozen is not None:
+    tx = freeze(tx, tree.under("student", select=whole.frozen))
   adapts = None
   if distill.balance == "gradient_norm":
-    shared = _named(distill.balance_on, start, "balance_on") if distill.balance_on else None
-    adapts = balance.Balance() if shared is None else balance.Balance(shared)
+    adapts = balance.Balance()
+    if distill.balance_on:
+      adapts = balance.Balance(adapters.named(distill.balance_on, whole.start, "balance_on"))
   make_step = functools.partial(
     step.make_train_step,
     goal,
@@ -172,8 +170,8 @@ def fit_model(
     balance=adapts,
     accumulate=fit.accumulate,
   )
-  params = goal.init(init_key, start, teacher_params, example)
-  memory = goal.init_memory(init_key, start, teacher_params, example)
+  params = goal.init(init_key, whole.start, teacher_params, example)
+  memory = goal.init_memory(init_key, whole.start, teacher_params, example)
   if adapts is not None:
     memory[step.BALANCE] = balance.init_balance([term.name for term in terms])
   train_state = state.init_state(params, tx, memory)
@@ -188,8 +186,19 @@ def fit_model(
       place = lambda t: jax.device_put(t, parallel.shardings(t, mesh, select=_is_table))  # noqa: E731
       train_state, teacher_params = place(train_state), place(teacher_params)
 
+  merge = jax.jit(functools.partial(adapters.merged, fit)) if fit.lora_rank else lambda p: p
+  own_params = lambda trained: merge(objective.student_params(trained))  # noqa: E731
+  by_loss = None
+  if not predicts and task.valid is not None:
+    if distill.cache_queries:
+      raise ValueError("--cache_queries keeps nothing of validation rows; leave it out for features")
+    by_loss = make_valid_loss(student_apply, terms, teacher_apply, task.valid, augment, num_steps)
+  metric = task.metric if by_loss is None else LOSS
+
   def validate(train_state: state.TrainState) -> dict[str, float]:
-    params = objective.student_params(train_state.params)
+    if by_loss is not None:
+      return by_loss(train_state.params, teacher_params)
+    params = own_params(train_state.params)
     if fit.train_bits:
       params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
     return means(task.judge(judged.apply, params, "valid"))
@@ -215,7 +224,7 @@ def fit_model(
       teacher_params=teacher_params,
       validate=validate,
       validate_every=fit.validate_every,
-      metric=task.metric,
+      metric=metric,
       patience=fit.patience,
       min_best_step=min_best(num_steps),
       steps_per_call=fit.steps_per_call,
@@ -223,8 +232,8 @@ def fit_model(
       progress=fit.progress,
       name=name,
     )
-  best = jax.device_get(objective.student_params(train_state.params))
-  return Fitted(best, progress)
+  best = jax.device_get(own_params(train_state.params))
+  return Fitted(best, progress, metric, whole.counts)
 
 
 def _through_integers(apply: Apply, bits: int) -> Apply:
@@ -246,9 +255,12 @@ def _sampler(
   if not distill.on_policy or task.sampler is None:
     return None
   sample = task.sampler(distill, make_cached(sizes, fit.dtype))
-  if not fit.train_bits:
-    return sample
-  return lambda params, batch, key: sample(_rounded(params, fit.train_bits), batch, key)
+
+  def written(params: Params, batch: Batch, key: Array) -> Batch:
+    params = adapters.merged(fit, params)
+    return sample(_rounded(params, fit.train_bits) if fit.train_bits else params, batch, key)
+
+  return written
 
 
 def _rounded(params: Params, bits: int) -> Params:
@@ -320,5 +332,7 @@ def summarise_training(fitted: Fitted) -> dict[str, Any]:
     "steps": progress.step,
     "best_step": progress.best_step,
     "best_valid": progress.best_value,
+    "decided_by": fitted.metric,
+    "parameters": fitted.counts,
     "seconds": round(progress.seconds, 2),
   }

@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, language, runs, texts
+from experiments import cli, runs, texts
 from experiments.config import DataConfig
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
@@ -79,7 +79,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
       f"--max_length={config.data.max_length} to write"
     )
   writer = load_writer(config)
-  dataset = language.load(config.data)
+  dataset = texts.load(config.data, labels=False)
   print(texts.describe(dataset), flush=True)
   (folder / texts.TOKENIZER_FILE).write_text(writer.tokenizer.to_str(), encoding="utf-8")
   given = dataset.parts["train"].texts

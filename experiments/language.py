@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data import batches
 from kdjax.data.retokenized import pack_beside
-from kdjax.data.text import TextDataset, encode, load_texts, make_texts, text_frame
+from kdjax.data.text import TextDataset, encode, text_frame
 from kdjax.losses.catalog import catalog_cross_entropy_loss
 from kdjax.models.decoder import Cached
 from kdjax.train.objective import Term
@@ -26,40 +26,25 @@ from kdjax.train.step import Sample
 from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
-@functools.lru_cache(maxsize=2)
-def load(config: DataConfig) -> TextDataset:
-  """The texts that --dataset names, without labels: a table or folder of tables, or `synthetic`.
-
-  Raises:
-    DataError: naming the file and the mend.
-  """
-  if config.dataset == "synthetic":
-    return make_texts(config.synthetic_users, seed=config.data_seed)
-  return load_texts(
-    config.dataset,
-    text_column=config.text_column,
-    labels=False,
-    valid_fraction=config.valid_fraction,
-    test_fraction=config.test_fraction,
-    seed=config.data_seed,
-  )
-
-
 def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   """The language task: texts of --max_length tokens at most, packed into rows for training."""
   words, length = texts.tokenizer(config), config.max_length
   rows = {
     name: encode(words, part.texts, max_length=length) for name, part in dataset.parts.items()
   }
-  tokens, offsets = _joined(rows["train"])
-  packed, ends = batches.pack_rows(tokens, offsets, length=length, seed=config.data_seed)
-  arrays = {"tokens" if name == "items" else name: x for name, x in packed.items()}
-  shares = popularity(tokens, words.get_vocab_size())
+  arrays, ends = pack(rows["train"], seed=config.data_seed, labels=True)
+  shares = popularity(arrays["tokens"][arrays["segments"] > 0], words.get_vocab_size())
   before, after = text_frame(words)
 
-  def judge(apply, params, part) -> Judgement:
+  def labelled(part: str) -> dict[str, np.ndarray]:
     given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
-    logits, top_k, nll = _judge(apply, params, given)
+    following = np.pad(given["tokens"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    return {**given, "labels": following}
+
+  def judge(apply, params, part) -> Judgement:
+    given = labelled(part)
+    asked = (given["segments"].sum(axis=1) - 1) // 2
+    logits, top_k, nll = judge_tokens(apply, params, {**given, "asked": asked})
     tokens = np.maximum(given["segments"].sum(axis=1) - 1, 1)
     scalars = {"perplexity": float(np.exp(nll.sum() / tokens.sum()))}
     per_case = {"log_likelihood": -(nll / tokens).astype(np.float64)}
@@ -90,7 +75,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     if other is None:
       return None
     found = _joined(encode(other, dataset.parts["train"].texts, max_length=max_length))
-    return pack_beside(*found, packed, ends, shift=len(text_frame(other)[0]) - len(before))
+    return pack_beside(*found, arrays, ends, shift=len(text_frame(other)[0]) - len(before))
 
   def request(count: int) -> dict[str, Array]:
     drawn = np.random.default_rng(0).integers(0, words.get_vocab_size(), (count, length))
@@ -120,10 +105,11 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     flag_terms=flag_terms,
     sampler=sampler,
     retokenize=retokenize,
+    valid=labelled("valid"),
   )
 
 
-def _joined(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """The tokens of all texts one after the other, and where each begins."""
   real = rows["segments"] > 0
   return rows["tokens"][real], np.concatenate([[0], np.cumsum(real.sum(axis=1))])
@@ -152,23 +138,53 @@ def _last(logits: FactoredLogits) -> Array:
   return logits._replace(query=logits.query[:, -1]).dense()
 
 
+def pack(
+  rows: Mapping[str, np.ndarray], *, seed: int, labels: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """The real tokens of rows, several texts a row, and where each ends, as `batches.pack_rows`.
+
+  With `labels` each position has the next token, else none.
+  """
+  length = rows["tokens"].shape[1]
+  packed, ends = batches.pack_rows(*_joined(rows), length=length, labels=labels, seed=seed)
+  return {"tokens" if name == "items" else name: x for name, x in packed.items()}, ends
+
+
+def chosen_logits(logits: FactoredLogits, batch: Batch) -> FactoredLogits:
+  """Those at the positions `batch["places"]` that have the labels; all where there is no such."""
+  if "places" not in batch:
+    return logits
+  return logits._replace(query=jnp.take_along_axis(logits.query, batch["places"][..., None], 1))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _judge_block(apply: Apply, params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-  """Of every text: the query in its middle, the likeliest tokens there, and its nats in all."""
-  logits = apply(params, batch).logits
-  following = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-  real = following >= 0
-  nll = catalog_cross_entropy_loss(logits, jnp.maximum(following, 0), where=real, reduce_fn=None)
-  middle = (jnp.sum(batch["segments"], axis=1) - 1) // 2
-  query = jnp.take_along_axis(logits.query, middle[:, None, None], axis=1)[:, 0]
+  """As `judge_tokens`, of a block."""
+  logits = chosen_logits(apply(params, batch).logits, batch)
+  labels, asked = batch["labels"], batch["asked"]
+  nll = catalog_cross_entropy_loss(
+    logits, jnp.maximum(labels, 0), where=labels >= 0, reduce_fn=None
+  )
+  query = jnp.take_along_axis(logits.query, asked[:, None, None], axis=1)[:, 0]
   _, best = jax.lax.top_k(logits._replace(query=query).dense(), ranking.LIST)
-  return query, best, jnp.sum(jnp.where(real, nll, 0.0), axis=1)
+  return query, best, jnp.sum(jnp.where(labels >= 0, nll, 0.0), axis=1)
 
 
-def _judge(
-  apply: Apply, params: Params, rows: dict[str, np.ndarray], *, size: int = 64
+def judge_tokens(
+  apply: Apply, params: Params, rows: Mapping[str, np.ndarray], *, size: int = 64
 ) -> tuple[FactoredLogits, np.ndarray, np.ndarray]:
-  """As `_judge_block`, of all texts, in blocks of one shape."""
+  """What a model says of the labels of all texts, in blocks of one shape.
+
+  Args:
+    apply: of a model of tokens.
+    params: its parameters.
+    rows: what it reads; int `[N, P]` `labels`, -1 where there is none, of all positions or of
+      `places`; and int `[N]` `asked`, which of the P stands for the text.
+    size: texts of a block.
+
+  Returns:
+    The query asked for, the likeliest tokens there, and the nats of all labels, of every text.
+  """
   found, count = [], len(rows["tokens"])
   for first in range(0, count, size):
     index = np.minimum(np.arange(first, first + size), count - 1)

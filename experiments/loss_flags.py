@@ -18,6 +18,9 @@ _ENTRY = re.compile(
 GRAMMAR = "name[@student_feature[=teacher_feature]][#teacher]:weight[>final_weight]"
 
 
+BLOCKS = "blocks"  # As a feature: every block of the student, beside one of the teacher's.
+
+
 class LossSpec(NamedTuple):
   """One entry of the flag.
 
@@ -49,6 +52,11 @@ class LossSpec(NamedTuple):
     if self.final_weight is None:
       return self.weight
     return optax.linear_schedule(self.weight, self.final_weight, max(1, num_steps))
+
+
+def name_of(entry: str) -> str:
+  """The loss that an entry asks for, whether there is one or not."""
+  return re.split(r"[@#:]", entry.strip(), maxsplit=1)[0]
 
 
 def parse_losses(

@@ -1,16 +1,18 @@
 """From the entries of --distill_losses to the terms of an objective."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from experiments import candidate_terms, feature_terms, logit_terms, map_terms
+from experiments.block_terms import make_term
 from experiments.config import DistillConfig
-from experiments.loss_flags import parse_losses
+from experiments.loss_flags import name_of, parse_losses
 from experiments.loss_view import Maker, View
 from kdjax.train.objective import Memory, Term
 from kdjax.types import Outputs
 
 CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.FEATURES}
 IMAGE: Mapping[str, Maker] = {**logit_terms.CATALOG, **feature_terms.FEATURES}
+TEXT: Mapping[str, Maker] = {**IMAGE, **map_terms.MAPS}
 PAIR: Mapping[str, Maker] = {
   **logit_terms.CATALOG,
   **candidate_terms.CATALOG,
@@ -24,6 +26,14 @@ SEARCH: Mapping[str, Maker] = {
 SEQUENCE: Mapping[str, Maker] = {**PAIR, **candidate_terms.WHOLE, **map_terms.MAPS}
 
 
+OF_FEATURES = {*feature_terms.FEATURES, *map_terms.MAPS}
+
+
+def read_predictions(entries: Sequence[str]) -> bool:
+  """Whether any entry compares more than features."""
+  return any(name_of(entry) not in OF_FEATURES for entry in entries)
+
+
 def make_terms(
   makers: Mapping[str, Maker],
   view: View,
@@ -35,7 +45,7 @@ def make_terms(
   """One term an entry.
 
   Args:
-    makers: the losses of the task: `CLICK`, `IMAGE`, `PAIR`, `SEARCH` or `SEQUENCE`.
+    makers: the losses of the task: `CLICK`, `IMAGE`, `TEXT`, `PAIR`, `SEARCH` or `SEQUENCE`.
     view: how they read it.
     distill: the flags.
     num_teachers: how many there are to learn from.
@@ -44,14 +54,14 @@ def make_terms(
   Raises:
     ValueError: naming the entry that is wrong, and what would be right.
   """
-  featured = [name for name in makers if name in feature_terms.FEATURES or name in map_terms.MAPS]
+  featured = [name for name in makers if name in OF_FEATURES]
   specs = parse_losses(
     distill.distill_losses, valid=list(makers), featured=featured, num_teachers=num_teachers
   )
   view = view._replace(temperature=distill.temperature)
   terms = []
   for spec in specs:
-    term = _of_teacher(makers[spec.name](spec, view), spec.teacher)
+    term = _of_teacher(make_term(makers[spec.name], spec, view), spec.teacher)
     terms.append(term._replace(weight=spec.schedule(num_steps)))
   return terms
 

@@ -22,7 +22,7 @@ import optax
 
 from experiments import cli, fitting, rankings, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
-from experiments.distill import distill_terms, needs_no_tokens
+from experiments.distill import distill_terms, learns_predictions, needs_no_tokens
 from kdjax import models
 from kdjax import prune as pruning
 from kdjax.flags import group, option
@@ -70,6 +70,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: transform(config.prune, num_steps, config.fit.seed),
     # A student that is not yet as sparse as was asked for cannot be the best one.
+    predicts=teacher is None or learns_predictions(config.distill),
     min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
   )

@@ -103,7 +103,8 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
 
 def start_from(config: ModelConfig, params: Params) -> Params:
   """Fresh params with those of --checkpoint, where given."""
-  return texts.start_from(as_text(config), params, pairs=config.model == CROSS)
+  sizes = {"head": "labels", "num_labels": 1} if config.model == CROSS else {}
+  return texts.start_from(as_text(config), sizes, params)
 
 
 def candidate_scores(outputs: Outputs) -> tuple[Array, Array]:

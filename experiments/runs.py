@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import clicks, images, language, pairs, retrieval, sequences, texts
+from experiments import (
+  clicks,
+  images,
+  language,
+  masked_language,
+  pairs,
+  retrieval,
+  sequences,
+  texts,
+)
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import (
   CLICK_FAMILIES,
@@ -29,6 +37,7 @@ from experiments.tasks import (
 )
 from kdjax import flags, models, quant, store, tree
 from kdjax.data import ids, interactions, sources, summary, synthetic
+from kdjax.data.text import TextDataset
 from kdjax.metrics import statistics
 from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
@@ -130,12 +139,16 @@ def make_task(config: DataConfig, family: str) -> Task:
   """The task that a family learns on the configured data."""
   if family in IMAGE_FAMILIES:
     return images.make_task(images.load(config), config, family)
-  if family in TEXT_FAMILIES:
-    return texts.make_task(texts.load(config), config, family)
-  if family in LANGUAGE_FAMILIES:
-    return language.make_task(language.load(config), config, family)
   if family in SEARCH_FAMILIES:
     return retrieval.make_task(config, family)
+  if config.objective == "masked" and family != "bert":
+    raise ValueError(f"--objective=masked does not fit --model={family}; use bert")
+  if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
+    found = _load_texts(config, family)
+    if config.objective == "masked":
+      return masked_language.make_task(found, config, family)
+    make = texts.make_task if family in TEXT_FAMILIES else language.make_task
+    return make(found, config, family)
   dataset = load_data(config)
   if family in SEQUENCE_FAMILIES:
     return sequences.make_task(dataset, config, family)
@@ -145,15 +158,19 @@ def make_task(config: DataConfig, family: str) -> Task:
   return clicks.make_task(dataset, config, family)
 
 
+def _load_texts(config: DataConfig, family: str) -> TextDataset:
+  """The texts, with labels where they are to be told."""
+  return texts.load(config, labels=family in TEXT_FAMILIES and config.objective == "auto")
+
+
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
   """Saves a log's id maps or a tokenizer with the run, and prints a summary once a process."""
-  if (words := _tokenizer(config, family)) is not None:
+  if (words := tokenizer_of(config, family)) is not None:
     texts.save_tokenizer(config, workdir, words)
   if family in SEARCH_FAMILIES:
     _print_once(retrieval.describe(retrieval.load(config)))
   elif family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
-    load = texts.load if family in TEXT_FAMILIES else language.load
-    _print_once(texts.describe(load(config)))
+    _print_once(texts.describe(_load_texts(config, family)))
   elif family in IMAGE_FAMILIES:
     _print_once(images.describe(images.load(config)))
   else:
@@ -161,7 +178,7 @@ def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> Non
     _print_once(summary.format_summary(load_data(config).summary))
 
 
-def _tokenizer(config: DataConfig, family: str) -> Any:
+def tokenizer_of(config: DataConfig, family: str) -> Any:
   """What makes tokens for a family of texts; None for others."""
   if family in SEARCH_FAMILIES:
     return retrieval.tokenizer(config)
@@ -216,14 +233,6 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "ncf":
     return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
-
-
-def start_from(model: ModelConfig, data: DataConfig, params: Params) -> Params:
-  """Fresh params with what the flags say of pretrained ones."""
-  if model.model in SEARCH_FAMILIES:
-    return retrieval.start_from(model, params)
-  item_ids: Sequence[Any] = list(load_data(data).item_ids) if model.item_embeddings else ()
-  return texts.start_from(model, params, item_ids)
 
 
 def served(model: ModelConfig, sizes: Sizes, params: Params) -> tuple[Sizes, Params]:
@@ -321,13 +330,13 @@ def check_teacher(
   Raises:
     ValueError: saying which.
   """
-  other = make_task(data, teacher.family)
+  other = make_task(dataclasses.replace(data, objective=teacher.data.objective), teacher.family)
   if other.name != task.name:
     raise ValueError(
       f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
       f"the {task.name} task; both must be of one task"
     )
-  if (words := _tokenizer(data, teacher.family)) is not None and not own_tokens:
+  if (words := tokenizer_of(data, teacher.family)) is not None and not own_tokens:
     mend = ""
     if teacher.family in LANGUAGE_FAMILIES:
       mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
@@ -347,14 +356,31 @@ def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
   Raises:
     ValueError: naming `flag`, and the flags that differ.
   """
-  before, now = split_of(model.data), split_of(data)
-  if changed := [name for name in now if now[name] != before[name]]:
-    listed = ", ".join(f"--{name} was {before[name]!r}, is {now[name]!r}" for name in changed)
-    raise ValueError(f"{flag}={model.folder} was trained on another split: {listed}")
+  if changed := _changes(split_of(model.data), split_of(data)):
+    raise ValueError(f"{flag}={model.folder} was trained on another split: {changed}")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+  """Which flags differ, and how."""
+  return ", ".join(
+    f"--{name} was {before[name]!r}, is {now[name]!r}" for name in now if now[name] != before[name]
+  )
+
+
+def other_split(before: DataConfig, now: DataConfig) -> str:
+  """Which flags split the same data in another way; "" for none, and for other data."""
+  first, second = (
+    {n: v for n, v in split_of(data).items() if n not in ("objective", "label_column")}
+    for data in (before, now)
+  )
+  return _changes(first, second) if first["dataset"] == second["dataset"] else ""
 
 
 def split_of(data: DataConfig) -> dict[str, Any]:
-  """What decides which events are in which part."""
+  """What decides which cases are in which part: of data made from others, that of those."""
+  made_from = pathlib.Path(data.dataset) / texts.MADE_FROM
+  if made_from.exists():
+    data = flags.load(DataConfig, made_from)
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
   kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
   searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")

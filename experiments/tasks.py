@@ -52,8 +52,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair`, `click`, `image`, `text`, `language` or `search`; a student
-      learns from a teacher of its own task.
+    name: `sequence`, `masked`, `pair`, `click`, `image`, `text`, `language`, `masked_language` or
+      `search`; a student learns from a teacher of its own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.
@@ -76,6 +76,7 @@ class Task(NamedTuple):
     run_teacher: `(family, apply, params, *, embeddings) -> {name: [R, ...]}`, what a teacher
       says of the training rows, `scores` and perhaps features, where it always runs over them once;
       None where it runs live.
+    valid: validation rows as `arrays`, where losses can be taken on them.
   """
 
   name: str
@@ -95,6 +96,7 @@ class Task(NamedTuple):
   sampler: Callable[[DistillConfig, Cached], Sample] | None = None
   retokenize: Callable[[pathlib.Path, int], dict[str, np.ndarray] | None] | None = None
   run_teacher: Callable[..., dict[str, np.ndarray]] | None = None
+  valid: Mapping[str, np.ndarray] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from experiments.config import DistillConfig, FitConfig
 from experiments.runs import SavedModel, make_model
-from experiments.tasks import Task
+from experiments.tasks import Task, predict
+from kdjax import serve
 from kdjax.train import teacher_queries, teacher_targets, teacher_tokens
 from kdjax.types import Apply, Params
 
@@ -89,6 +90,12 @@ def _cache_top_k(
 
 
 def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
+  """What a teacher says of the training rows: its queries, or its logits of classes."""
+  if task.name == "text":
+    rows = {name: values for name, values in task.arrays.items() if name != "labels"}
+    return serve.encode_texts(apply, params, rows)
+  if task.name == "image":
+    return predict(apply, params, task.arrays, size=256)
   if task.name != "sequence":
     raise ValueError(
       f"--cache_queries: the {task.name} task has no fixed positions whose query could be kept; "

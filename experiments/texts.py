@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classes
+from experiments import classes, loss_terms
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.errors import DataError
@@ -20,12 +20,17 @@ from kdjax.models.linen import Sizes
 from kdjax.types import Params
 
 TOKENIZER_FILE = "tokenizer.json"
+MADE_FROM = "made_from.json"  # In a folder of texts: the data whose parts it has, and how split.
 FEATURES = "item_features_"  # Parameters called so are data, and are not trained.
 
 
-@functools.lru_cache(maxsize=2)
-def load(config: DataConfig) -> TextDataset:
+@functools.lru_cache(maxsize=4)
+def load(config: DataConfig, *, labels: bool = True) -> TextDataset:
   """The texts that --dataset names: a table or a folder of tables, or `synthetic`.
+
+  Args:
+    config: the flags.
+    labels: whether the texts need any.
 
   Raises:
     DataError: naming the file and the mend.
@@ -36,6 +41,7 @@ def load(config: DataConfig) -> TextDataset:
     config.dataset,
     text_column=config.text_column,
     label_column=config.label_column,
+    labels=labels,
     valid_fraction=config.valid_fraction,
     test_fraction=config.test_fraction,
     seed=config.data_seed,
@@ -47,7 +53,8 @@ def tokenizer(config: DataConfig) -> Any:
   """That of --tokenizer, or one learned from the training texts."""
   if config.tokenizer:
     return load_tokenizer(config.tokenizer)
-  return learn(load(config).parts["train"].texts, vocab_size=config.vocab_size)
+  train = load(config, labels=False).parts["train"]
+  return learn(train.texts, vocab_size=config.vocab_size)
 
 
 def save_tokenizer(config: DataConfig, folder: pathlib.Path, words: Any) -> None:
@@ -93,7 +100,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   """The text task."""
   words = tokenizer(config)
   inputs = {
-    name: _without_types(encode(words, part.texts, max_length=config.max_length))
+    name: without_types(encode(words, part.texts, max_length=config.max_length))
     for name, part in dataset.parts.items()
   }
   return classes.make_task(
@@ -109,6 +116,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     },
     count="num_labels",
     request=make_request(inputs["test"]),
+    makers=loss_terms.TEXT,
   )
 
 
@@ -131,7 +139,7 @@ def make_request(rows: Mapping[str, np.ndarray]) -> Callable[[int], dict[str, jn
   return request
 
 
-def _without_types(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def without_types(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """One text a row has but one type."""
   return {name: values for name, values in rows.items() if name != "types"}
 
@@ -170,7 +178,12 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
 
 def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
   """Those of --checkpoint, with the head that the data needs."""
-  found = _checkpoint(config.checkpoint, config.model, pairs=sizes.get("num_labels") == 1)
+  found = _checkpoint(
+    config.checkpoint,
+    config.model,
+    sizes.get("head", "pool"),
+    pairs=sizes.get("num_labels") == 1,
+  )
   if found.sizes["vocab_size"] < sizes["vocab_size"]:
     raise ValueError(
       f"--checkpoint={config.checkpoint} knows {found.sizes['vocab_size']:,} tokens, but "
@@ -188,11 +201,13 @@ def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
 
 
 def start_from(
-  config: ModelConfig, params: Params, item_ids: Sequence[Any] = (), *, pairs: bool = False
+  config: ModelConfig, sizes: Sizes, params: Params, item_ids: Sequence[Any] = ()
 ) -> Params:
   """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given."""
   if config.checkpoint:
-    params = {**params, **_checkpoint(config.checkpoint, config.model, pairs=pairs).params}
+    head, pairs = sizes.get("head", "pool"), sizes.get("num_labels") == 1
+    found = _checkpoint(config.checkpoint, config.model, head, pairs=pairs)
+    params = {**params, **found.params}
   for number, path in enumerate(config.item_embeddings):
     table = {"embedding": jnp.asarray(item_features(path, item_ids))}
     params = {**params, f"{FEATURES}{number}": table}
@@ -200,9 +215,10 @@ def start_from(
 
 
 @functools.lru_cache(maxsize=1)
-def _checkpoint(folder: str, family: str, *, pairs: bool = False) -> hub.Checkpoint:
-  """Its body; for pairs of a query and a document with its own head, where that gives one score."""
-  found = hub.load(folder, head="pool" if family == "bert" else "tokens", dtype=np.float32)
+def _checkpoint(folder: str, family: str, head: str, *, pairs: bool) -> hub.Checkpoint:
+  """The body; for tokens, and for pairs that have one score, with the head where there is one."""
+  tokens = family == "decoder" or (head == "tokens" and head in hub.heads_in(folder))
+  found = hub.load(folder, head="tokens" if tokens else "pool", dtype=np.float32)
   if found.family != family:
     raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
   if pairs and str(found.config.get("architectures")).find("ForSequenceClassification") > 0:

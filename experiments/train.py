@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, runs
+from experiments import cli, fitting, runs, starts
 from experiments.config import DataConfig, FitConfig, ModelConfig
 from kdjax.flags import group
 
@@ -36,7 +36,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.fit,
     folder,
     terms=[task.label_term(config.fit, 1.0)],
-    inherit=lambda params: runs.start_from(config.model, config.data, params),
+    inherit=lambda params: starts.start_from(config.model, config.data, sizes, params),
     name=folder.name,
   )
   sizes, params = runs.served(config.model, sizes, fitted.params)

@@ -178,6 +178,26 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
     raise DataError(f"{path}: no tokenizer: {error}") from error
 
 
+def mask_id(tokenizer: Any) -> int:
+  """The id of the token that stands for a hidden one: `[MASK]`, or `<mask>`.
+
+  Raises:
+    DataError: if the tokenizer has none.
+  """
+  for name in ("[MASK]", "<mask>"):
+    if (found := tokenizer.token_to_id(name)) is not None:
+      return int(found)
+  raise DataError("the tokenizer has neither [MASK] nor <mask>: no token can be hidden")
+
+
+def ordinary_ids(tokenizer: Any) -> np.ndarray:
+  """Which tokens stand for text: bool `[V]`, False for special ones such as `[CLS]`."""
+  ordinary = np.ones(tokenizer.get_vocab_size(), bool)
+  added = tokenizer.get_added_tokens_decoder()
+  ordinary[[number for number, token in added.items() if token.special]] = False
+  return ordinary
+
+
 def encode(
   tokenizer: Any, texts: Sequence[str], *, max_length: int, pairs: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from kdjax.models.cross_encoder import (
 from kdjax.models.decoder import decoder_axes, decoder_sizes, make_cached, make_decoder
 from kdjax.models.generate import append, generate, sample_tokens
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
-from kdjax.models.inherit import inherit_tables
+from kdjax.models.inherit import inherit_leaves, inherit_tables
 from kdjax.models.linen import from_linen
 from kdjax.models.mf import make_mf, mf_axes, mf_sizes
 from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
@@ -42,6 +42,7 @@ __all__ = [
   "generate",
   "gru4rec_axes",
   "gru4rec_sizes",
+  "inherit_leaves",
   "inherit_tables",
   "make_bert",
   "make_bert4rec",

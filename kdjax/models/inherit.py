@@ -1,11 +1,11 @@
-"""A student's first parameters from its teacher's."""
+"""A model's first parameters from those of another: of its teacher, or of what was pretrained."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.tree import leaves_with_path, map_with_path
-from kdjax.types import Params, Path
+from kdjax.types import Params, Path, Select
 
 
 def inherit_tables(student_params: Params, teacher_params: Params) -> Params:
@@ -60,3 +60,48 @@ def inherit_tables(student_params: Params, teacher_params: Params) -> Params:
     return jnp.asarray(theirs[path] @ bases[widths[path]], leaf.dtype)
 
   return map_with_path(inherit, student_params)
+
+
+def inherit_leaves(
+  student_params: Params,
+  teacher_params: Params,
+  *,
+  select: Select = lambda path, leaf: True,
+) -> tuple[Params, tuple[Path, ...]]:
+  """The student's leaves as another model has them at the same paths, where their shapes agree.
+
+  A classifier starts so from a model that was pretrained on masked tokens, whose blocks are called
+  as its own.
+
+  Args:
+    student_params: freshly initialised; what is not taken stays the very array that it is.
+    teacher_params: of the other model; int8 leaves are dequantized.
+    select: which of the student's leaves may be taken.
+
+  Returns:
+    Parameters of the student's structure, shapes and dtypes, and the paths that were taken.
+
+  Raises:
+    ValueError: if the two share none.
+
+  Example:
+    >>> ours = {"up": jnp.zeros([2]), "out": jnp.zeros([3])}
+    >>> params, taken = inherit_leaves(ours, {"up": jnp.ones([2]), "out": jnp.ones([4])})
+    >>> params["up"].tolist(), params["out"].tolist(), taken
+    ([1.0, 1.0], [0.0, 0.0, 0.0], (('up',),))
+  """
+  is_quantized = lambda x: hasattr(x, "__jax_array__")  # noqa: E731 - a QTensor is one leaf.
+  theirs = dict(leaves_with_path(teacher_params, is_leaf=is_quantized))
+  ours = leaves_with_path(student_params)
+  taken = tuple(
+    path
+    for path, leaf in ours
+    if path in theirs and jnp.shape(theirs[path]) == jnp.shape(leaf) and select(path, leaf)
+  )
+  if not taken:
+    raise ValueError("student and teacher share no array of the same path and shape")
+
+  def take(path: Path, leaf: jax.Array) -> jax.Array:
+    return jnp.asarray(jnp.asarray(theirs[path]), leaf.dtype) if path in taken else leaf
+
+  return map_with_path(take, student_params), taken

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from kdjax.types import Apply, Array, Batch, Outputs, Params
+from kdjax.types import Apply, Array, Batch, FactoredLogits, Outputs, Params
 
 NAME = "teacher_query"
 
@@ -92,16 +92,18 @@ def map_rows(
 
 
 def with_queries(apply: Apply, *, name: str = NAME) -> Apply:
-  """The teacher's `apply` for batches that bring its queries under `name`.
+  """The teacher's `apply` for batches that bring its queries under `name`, or its logits.
 
-  Its table, bias and any feature that a loss reads are computed as before; whatever nothing reads,
-  the body that made the queries first of all, the compiler drops.
+  Logits are what a teacher of few classes has. Table, bias and any feature that a loss reads are
+  computed as before; whatever nothing reads, the body that made the queries first of all, the
+  compiler drops.
   """
 
   def cached(params: Params, batch: Batch, *, key: Array | None = None) -> Outputs:
     outputs = apply(params, batch, key=key)
-    query = batch[name]
-    features = dict(outputs.features)
+    query, features = batch[name], dict(outputs.features)
+    if not isinstance(outputs.logits, FactoredLogits):
+      return Outputs(query, features)
     if "query" in features:
       features["query"] = query
     return Outputs(outputs.logits._replace(query=query), features)

@@ -5,7 +5,7 @@ A folder holds `config.json` and weights in safetensors, whole or in shards that
 Nothing in it is executed. Tensors are memory-mapped and go straight to where a sharding wants them.
 """
 
-from kdjax.models.hub.checkpoint import Checkpoint, load, save
+from kdjax.models.hub.checkpoint import Checkpoint, heads_in, load, save
 from kdjax.models.hub.folders import HubError
 
-__all__ = ["Checkpoint", "HubError", "load", "save"]
+__all__ = ["Checkpoint", "HubError", "heads_in", "load", "save"]

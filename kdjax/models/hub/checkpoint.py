@@ -118,6 +118,34 @@ def load(
   return Checkpoint(config["model_type"], architecture.family, sizes, params, config, left)
 
 
+def heads_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+  """The heads that `load` can read from a checkpoint folder: those whose tensors it holds.
+
+  Args:
+    folder: with `config.json` and safetensors.
+
+  Returns:
+    Some of "pool", "tokens" and "labels"; "pool" needs no tensors.
+
+  Raises:
+    HubError: if a file is damaged, or the type is not known. FileNotFoundError: as `load`.
+  """
+  folder = pathlib.Path(folder)
+  architecture = _find(read_json(folder / CONFIG).get("model_type"), folder)
+  with open_tensors(folder) as views:
+    names = tuple(views)
+  prefix = architecture.prefix
+  prefix = prefix if any(name.startswith(prefix) for name in names) else ""
+
+  def there(module: str) -> bool:
+    wanted = module.format(prefix=prefix)
+    return any(name == wanted or name.startswith(f"{wanted}.") for name in names)
+
+  return tuple(
+    head for head, modules in architecture.heads.items() if all(map(there, modules.values()))
+  )
+
+
 def save(
   folder: str | os.PathLike[str], checkpoint: Checkpoint, *, max_shard_bytes: int = 5 * 10**9
 ) -> None:
