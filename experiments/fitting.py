@@ -191,7 +191,7 @@ def fit_model(
   by_loss = None
   if not predicts and task.valid is not None:
     if distill.cache_queries:
-      raise ValueError("--cache_queries keeps nothing of validation rows; leave it out for features")
+      raise ValueError("--cache_queries keeps nothing of validation rows; leave it out here")
     by_loss = make_valid_loss(student_apply, terms, teacher_apply, task.valid, augment, num_steps)
   metric = task.metric if by_loss is None else LOSS
 
