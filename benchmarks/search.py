@@ -125,7 +125,7 @@ def as_it_is(data: DataConfig, model: ModelConfig, folder: pathlib.Path) -> None
   folder.mkdir(parents=True, exist_ok=True)
   if runs.finished(folder) is None:
     sizes = runs.model_sizes(model, runs.make_task(data, model.model))
-    params = runs.start_from(model, data, {})
+    params = retrieval.start_from(model, {})
     runs.finish("train", folder, model.model, sizes, params, data, seed=0, training={})
 
 

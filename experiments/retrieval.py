@@ -39,10 +39,19 @@ CROSS = "cross_encoder"
 
 
 def make_task(config: DataConfig, family: str) -> Task:
-  """The search task over the collection that the flags name."""
+  """The search task over the collection that the flags name.
+
+  Raises:
+    DataError: naming what is wrong with the collection. ValueError: if the tokenizer cannot make
+      pairs.
+  """
   rows, tokens = collection.training_rows(config), collection.encoded(config)
   sizes: Sizes = {"vocab_size": tokenizer(config).get_vocab_size()}
   if family == CROSS:
+    if not tokens.separators:
+      raise ValueError(
+        f"--tokenizer={config.tokenizer} puts no token between two texts; a cross_encoder needs one"
+      )
     length = config.query_length + config.max_length + tokens.separators - 2
     sizes |= {"max_length": length, "head": "labels", "num_labels": 1}
     sizes |= {"separators": tokens.separators}
@@ -239,26 +248,31 @@ def judged_queries(config: DataConfig, part: str) -> np.ndarray:
 
 
 def judge(config: DataConfig, family: str, apply: Any, params: Params, part: str) -> Judgement:
-  """Every query of a part: a bi-encoder's by all documents, a cross-encoder's by BM25's best."""
+  """Every query of a part: a bi-encoder's by all documents, a cross-encoder's by BM25's best.
+
+  How many those are is the scalar `reranked`.
+  """
   dataset, tokens = load(config), collection.encoded(config)
   judged = dataset.parts[part].relevant()
   queries, counts = np.unique(judged.queries, return_counts=True)
   if family == CROSS:
     asked = [dataset.queries[query] for query in queries]
-    _, ids = collection.bm25_lists(config, asked, min(config.rerank, len(dataset.documents)))
-    return judge_lists(config, part, score_pairs(config, apply, params, queries, ids), ids)
+    count = min(config.rerank, len(dataset.documents))
+    _, ids = collection.bm25_lists(config, asked, count)
+    found = judge_lists(config, part, score_pairs(config, apply, params, queries, ids), ids)
+    return found._replace(scalars={"reranked": float(count)})
   query = jnp.asarray(_embed(_queries_of(apply), params, tokens.queries, queries))
   every = np.arange(len(dataset.documents))
   logits = FactoredLogits(query, jnp.asarray(_embed(apply, params, tokens.documents, every)))
   none = np.zeros(0, np.int32), np.zeros(len(queries) + 1, np.int64)
   offsets = np.concatenate([[0], np.cumsum(counts)])
-  found = catalog.rank_targets(query, logits.table, *none, judged.documents, offsets)
+  ranked = catalog.rank_targets(query, logits.table, *none, judged.documents, offsets)
   best = catalog.top_k(query, logits.table, *none, k=min(ranking.LIST, len(every)))
 
   def scores_of(cases: np.ndarray) -> Array:
     return logits._replace(query=query[cases]).dense()
 
-  return Judgement(_per_case(found, judged.gains), {}, best.ids, scores_of, None)
+  return Judgement(_per_case(ranked, judged.gains), {}, best.ids, scores_of, None)
 
 
 def judge_lists(config: DataConfig, part: str, scores: np.ndarray, ids: np.ndarray) -> Judgement:

@@ -137,7 +137,7 @@ class Encoded(NamedTuple):
   Attributes:
     documents: `[N, L]` arrays.
     queries: `[Q, Lq]` arrays, of the texts of `Rows`.
-    separators: how many stand between the two texts of a pair.
+    separators: how many tokens stand between the two texts of a pair.
   """
 
   documents: dict[str, np.ndarray]
@@ -157,4 +157,4 @@ def encoded(config: DataConfig) -> Encoded:
     )
   )
   added = [words.num_special_tokens_to_add(pair) for pair in (False, True)]
-  return Encoded(documents, queries, max(1, added[1] - added[0]))
+  return Encoded(documents, queries, added[1] - added[0])

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import tiny
 
-from experiments import distill, generate, language, runs, texts
+from experiments import distill, generate, runs, texts
 from experiments.config import DistillConfig
 from experiments.teachers import join_teachers
 from kdjax import losses
@@ -30,7 +30,7 @@ def made(folder, data, family="decoder"):
   params = jax.jit(runs.make_model(family, sizes).init)(jax.random.key(0), batch)
   runs.save_model(folder, family, sizes, jax.tree.map(lambda x: 3 * x, params), data)
   if family == "decoder":
-    texts.save_tokenizer(data, folder)
+    texts.save_tokenizer(data, folder, texts.tokenizer(data))
   return folder
 
 
@@ -115,7 +115,7 @@ def test_rows_beside_hold_the_same_texts(stranger):
   rows = task.retokenize(stranger, OTHER.max_length)
   other = load_tokenizer(stranger / "tokenizer.json")
   mine = texts.tokenizer(tiny.TEXTS)
-  written = language.load(tiny.TEXTS).parts["train"].texts
+  written = texts.load(tiny.TEXTS, labels=False).parts["train"].texts
   other.enable_truncation(OTHER.max_length)
   mine.enable_truncation(tiny.TEXTS.max_length)
   expected = sorted((mine.encode(t).ids[:-1], other.encode(t).ids[:-1]) for t in written)
@@ -168,14 +168,14 @@ def test_written_texts_are_a_dataset(teacher, tmp_path, monkeypatch, capsys):
   data = dataclasses.replace(
     tiny.TEXTS, dataset=str(tmp_path / "whole"), tokenizer=str(tmp_path / "whole")
   )
-  given, read = language.load(tiny.TEXTS), language.load(data)
+  given, read = texts.load(tiny.TEXTS, labels=False), texts.load(data, labels=False)
   assert read.parts["test"].texts == given.parts["test"].texts
   assert read.parts["valid"].texts == given.parts["valid"].texts
   assert read.parts["train"].texts == tuple(found["text"])
   words = texts.tokenizer(tiny.TEXTS)
   beginnings = {tuple(words.encode(t).ids[:3]) for t in given.parts["train"].texts}
   assert {tuple(words.encode(t).ids[:3]) for t in found["text"]} <= beginnings
-  assert texts.other_tokenizer(tiny.TEXTS, tmp_path / "whole") is None
+  assert texts.other_tokenizer(tmp_path / "whole", texts.tokenizer(tiny.TEXTS)) is None
 
 
 def test_the_likeliest_tokens_are_written_by_hand(teacher, tmp_path):
@@ -185,7 +185,7 @@ def test_the_likeliest_tokens_are_written_by_hand(teacher, tmp_path):
   found = pl.read_parquet(tmp_path / "train.parquet")["text"]
   saved, words = runs.load_model(teacher, flag="--"), texts.tokenizer(tiny.TEXTS)
   apply = jax.jit(runs.make_model(saved.family, saved.sizes).apply)
-  given = language.load(tiny.TEXTS).parts["train"].texts
+  given = texts.load(tiny.TEXTS, labels=False).parts["train"].texts
   order = np.random.default_rng(0).permutation(len(given))[:2]
   for text, number in zip(found, order, strict=True):
     tokens = words.encode(given[number]).ids[:3]

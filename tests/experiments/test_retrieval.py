@@ -44,7 +44,8 @@ def cross(tmp_path_factory):
   folder = tmp_path_factory.mktemp("cross") / "cross"
   made = train.run(train.Config(DATA, CROSS, FIT), folder)
   # It ranks 12 of the 40 documents: the others are not found.
-  assert set(made["quality"]) == METRICS
+  assert set(made["quality"]) == METRICS | {"reranked"}
+  assert made["quality"]["reranked"]["value"] == 12
   assert made["quality"]["recall@100"]["value"] < 1
   return folder
 
@@ -190,6 +191,14 @@ def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
   with pytest.raises(ValueError, match=r"no feature '\w+'; it has none .*--cache_queries"):
     student(tmp_path / "teacher", tmp_path / "without", *entries, data=data)
   pair = dataclasses.replace(model, model="cross_encoder")
+  # The head of a checkpoint that is a cross-encoder already is kept.
+  own = sizes | {"head": "labels", "num_labels": 1}
+  params = make_bert(**own).init(jax.random.key(1), text.encode(words, ["a"], max_length=4))
+  hub.save(tmp_path / "scorer", hub.Checkpoint("bert", "bert", own, params, {}))
+  scorer = dataclasses.replace(pair, checkpoint=str(tmp_path / "scorer"))
+  assert pair_sizes(scorer, data)["head_activation"] == "tanh"
+  started = retrieval.start_from(scorer, {})
+  assert jax.tree.all(jax.tree.map(np.array_equal, started, params))
   long = dataclasses.replace(data, max_length=44)
   assert pair_sizes(pair, data)["num_types"] == 2
   with pytest.raises(ValueError, match="--max_length=49 is more than the 48 positions"):
