@@ -344,6 +344,13 @@ def test_a_checkpoint_brings_its_own_head_for_masked_tokens(pretrained, tmp_path
     start = texts.start_from(model, found, fresh)
     same = np.array_equal(start["head"]["kernel"], params["head"]["kernel"])
     assert same == (head == "tokens")
+    # With adapters, a head that the checkpoint has not is trained whole.
+    fit = dataclasses.replace(FIT, lora_rank=1)
+    student = adapters.make_student(fit, start, jax.random.key(0), fresh=fresh)
+    assert student.frozen(("base", "head", "kernel"), None) == same
+    assert student.frozen(("base", "block_0", "up", "kernel"), None)
+    assert not student.frozen(("adapters", "block_0", "up", "kernel", "a"), None)
+    assert ("head" in student.start["adapters"]) == same
     np.testing.assert_array_equal(
       start["block_0"]["up"]["kernel"], params["block_0"]["up"]["kernel"]
     )
