@@ -32,7 +32,7 @@ def join_teachers(
       apply, own = teacher_queries.with_outputs(name=name, features=features), {}
     elif distill.cache_queries:
       name = teacher_queries.NAME + suffix
-      arrays[name] = _cache_queries(task, fit, apply, teacher.params)
+      arrays[name] = cache_queries(task, fit, apply, teacher.params)
       apply = teacher_queries.with_queries(apply, name=name)
     elif distill.cache_top_k:
       name = teacher_targets.NAME + suffix
@@ -89,7 +89,7 @@ def _cache_top_k(
   )
 
 
-def _cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
+def cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:
   """What a teacher says of the training rows: its queries, or its logits of classes."""
   if task.name == "text":
     rows = {name: values for name, values in task.arrays.items() if name != "labels"}

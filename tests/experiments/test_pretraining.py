@@ -15,11 +15,11 @@ from experiments import (
   augment_texts,
   block_terms,
   distill,
-  fitting,
   masked_language,
   prune,
   runs,
   starts,
+  teachers,
   texts,
   train,
 )
@@ -294,7 +294,7 @@ def test_kept_logits_are_those_of_the_live_teacher(adapted):
   task = runs.make_task(tiny.TEXTS, "bert")
   saved = runs.load_model(adapted[1], flag="--")
   apply = make_bert(**saved.sizes).apply
-  kept = fitting._cache_queries(task, FIT, apply, saved.params)
+  kept = teachers.cache_queries(task, FIT, apply, saved.params)
   rows = {name: jnp.asarray(values[:9]) for name, values in task.arrays.items()}
   live = jax.jit(apply)(saved.params, rows)
   np.testing.assert_allclose(kept[:9], live.logits, rtol=1e-5, atol=1e-5)
