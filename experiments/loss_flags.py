@@ -54,11 +54,6 @@ class LossSpec(NamedTuple):
     return optax.linear_schedule(self.weight, self.final_weight, max(1, num_steps))
 
 
-def name_of(entry: str) -> str:
-  """The loss that an entry asks for, whether there is one or not."""
-  return re.split(r"[@#:]", entry.strip(), maxsplit=1)[0]
-
-
 def parse_losses(
   entries: Sequence[str], *, valid: Sequence[str], featured: Sequence[str], num_teachers: int = 1
 ) -> list[LossSpec]:

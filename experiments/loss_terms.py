@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from experiments import candidate_terms, feature_terms, logit_terms, map_terms
 from experiments.block_terms import make_term
 from experiments.config import DistillConfig
-from experiments.loss_flags import name_of, parse_losses
+from experiments.loss_flags import loss_names, parse_losses
 from experiments.loss_view import Maker, View
 from kdjax.train.objective import Memory, Term
 from kdjax.types import Outputs
@@ -31,7 +31,7 @@ OF_FEATURES = {*feature_terms.FEATURES, *map_terms.MAPS}
 
 def read_predictions(entries: Sequence[str]) -> bool:
   """Whether any entry compares more than features."""
-  return any(name_of(entry) not in OF_FEATURES for entry in entries)
+  return bool(loss_names(entries) - OF_FEATURES)
 
 
 def make_terms(
