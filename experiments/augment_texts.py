@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, masked_language, runs, texts
+from experiments import cli, files, masked_language, runs, texts
 from experiments.config import DataConfig
 from kdjax import flags, models, serve
 from kdjax.data.text import Texts, encode, load_tokenizer, mask_id, ordinary_ids
@@ -100,7 +100,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   parts = {**dataset.parts, "train": Texts(tuple(found), np.array(labels))}
   for name, part in parts.items():
     classes = [dataset.classes[number] for number in part.labels]
-    _write(folder / f"{name}.parquet", pl.DataFrame({"text": part.texts, "label": classes}))
+    files.write_table(
+      folder / f"{name}.parquet", pl.DataFrame({"text": part.texts, "label": classes})
+    )
   flags.save(config.data, folder / texts.MADE_FROM)
   result = {"job": "augment_texts", "texts": len(train.texts), "written": len(found)}
   print(f"{len(train.texts):,} training texts became {len(found):,}: --dataset={folder}")
@@ -181,16 +183,9 @@ def _copies(
     if not path.exists():
       made = rewrite(writer, given[first : first + CHUNK], config, first=first)
       columns = {f"copy_{i}": list(column) for i, column in enumerate(zip(*made, strict=True))}
-      _write(path, pl.DataFrame(columns))
+      files.write_table(path, pl.DataFrame(columns))
     copies += pl.read_parquet(path).rows()
   return copies
-
-
-def _write(path: pathlib.Path, table: pl.DataFrame) -> None:
-  """Whole or not at all."""
-  part = path.with_name(f"{path.name}.partial")
-  table.write_parquet(part)
-  part.replace(path)
 
 
 def rewrite(

@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, runs, texts
+from experiments import cli, files, runs, texts
 from experiments.config import DataConfig
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
@@ -98,11 +98,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     began = time.monotonic()
     table = write(config, writer, [given[i] for i in rows], number)
     calls.append((int(table["tokens"].sum()), time.monotonic() - began))
-    save(path, table[: len(order) - start])
+    files.write_table(path, table[: len(order) - start])
   whole = pl.concat([pl.read_parquet(path) for path in sorted(parts.glob("*.parquet"))])
-  save(folder / "train.parquet", whole)
+  files.write_table(folder / "train.parquet", whole)
   for name in ("valid", "test"):
-    save(folder / f"{name}.parquet", pl.DataFrame({"text": list(dataset.parts[name].texts)}))
+    files.write_table(
+      folder / f"{name}.parquet", pl.DataFrame({"text": list(dataset.parts[name].texts)})
+    )
   timed = calls[1:] or calls  # The first one compiles.
   rate = sum(n for n, _ in timed) / sum(s for _, s in timed) if timed else None
   result = {
@@ -175,13 +177,6 @@ def write(config: Config, writer: Writer, given: list[str], number: int) -> pl.D
       "tokens": (drawn >= 0).sum(axis=1),
     }
   )
-
-
-def save(path: pathlib.Path, table: pl.DataFrame) -> None:
-  """Writes a table, whole or not at all."""
-  part = path.with_suffix(".partial")
-  table.write_parquet(part)
-  part.replace(path)
 
 
 if __name__ == "__main__":

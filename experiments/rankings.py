@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs
+from experiments import files, runs
 from experiments.candidate_terms import importance
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import logits_at
@@ -38,10 +38,8 @@ class Rankings(NamedTuple):
 
 def write(path: pathlib.Path, rankings: Rankings) -> None:
   """Writes them whole or not at all."""
-  part = path.with_name(f"{path.name}.partial")
-  with part.open("wb") as file:
+  with files.whole(path) as part, part.open("wb") as file:
     np.savez_compressed(file, **rankings._asdict())
-  part.replace(path)
 
 
 def read(path: str | pathlib.Path) -> Rankings:

@@ -15,6 +15,7 @@ import numpy as np
 import kdjax
 from experiments import (
   clicks,
+  files,
   images,
   language,
   masked_language,
@@ -484,9 +485,8 @@ def _float_view(params: Params) -> Params:
 
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes `result.json` whole or not at all: it marks the run as finished."""
-  temporary = workdir / f"{RESULT_FILE}.partial"
-  temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(workdir / RESULT_FILE)
+  with files.whole(workdir / RESULT_FILE) as part:
+    part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def finished(workdir: pathlib.Path) -> dict[str, Any] | None:

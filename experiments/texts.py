@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classes, loss_terms
+from experiments import classes, files, loss_terms
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.errors import DataError
@@ -229,10 +229,8 @@ def _checkpoint(folder: str, family: str, head: str, *, pairs: bool) -> hub.Chec
 
 def write_embeddings(path: pathlib.Path, ids: np.ndarray, embeddings: np.ndarray) -> None:
   """Writes a table of item embeddings, whole or not at all."""
-  part = path.with_name(f"{path.name}.partial")
-  with part.open("wb") as file:
+  with files.whole(path) as part, part.open("wb") as file:
     np.savez(file, ids=ids, embeddings=embeddings)
-  part.replace(path)
 
 
 @functools.lru_cache(maxsize=4)
