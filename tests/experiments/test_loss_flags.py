@@ -98,7 +98,6 @@ def teacher(tmp_path_factory):
   [
     ("sasrec", loss_terms.SEQUENCE),
     ("mf", loss_terms.PAIR),
-    ("ncf", {"kl": None, "topology": None, "hint": None, "relaxed_ranking": None}),
     ("mlp", loss_terms.CLICK),
     ("resnet", {"kl": None, "decoupled": None, "dist": None, "hint": None, "topology": None}),
   ],

@@ -12,7 +12,7 @@ from experiments.config import PruneConfig
 from kdjax import quant
 
 
-@pytest.mark.parametrize("family", ["sasrec", "gru4rec", "two_tower", "ncf", "mlp", "resnet"])
+@pytest.mark.parametrize("family", ["sasrec", "mlp", "resnet"])
 def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
   fit = dataclasses.replace(tiny.FIT, train_bits=8, epochs=4)
   config = prune.Config(
