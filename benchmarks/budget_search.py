@@ -39,7 +39,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
   config = CONFIGS[dataset]
   log = dataclasses.replace(config.data, dataset=str(data / dataset))
   teacher = work / "teacher"
-  train.run(train.Config(log, config.teacher, config.teacher_fit), teacher)
+  taught = train.run(train.Config(log, config.teacher, config.teacher_fit), teacher)
   fit = dataclasses.replace(
     loss_study.FIT,
     batch_size=config.student_fit.batch_size,
@@ -68,7 +68,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
     "space": {k: v for k, v in dataclasses.asdict(SPACE).items() if k.startswith("search")},
     "student_fit": dataclasses.asdict(fit),
     "recovery_epochs": base.recovery_fit.epochs,
-    "made_with": result["rows"][0].get("made_with"),
+    "made_with": taught["made_with"],
     "budgets": found,
   }
 
