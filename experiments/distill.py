@@ -130,6 +130,12 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
   Raises:
     ValueError: naming the flag, and what would be right.
   """
+  asked = loss_names(distill.distill_losses)
+  if "policy" in asked and distill.sample_temperature != distill.temperature:
+    raise ValueError(
+      "--distill_losses: policy judges texts by the distribution that wrote them: give "
+      f"--sample_temperature={distill.temperature:g}, as --temperature"
+    )
   if distill.on_policy:
     if task.sampler is None:
       raise ValueError(f"--on_policy: the {task.name} task has no texts to write; leave it out")
@@ -144,7 +150,7 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
     if distill.cache_queries:
       raise ValueError("--cache_top_k and --cache_queries keep the same teacher; leave one out")
     plain = not distill.distill_losses and (distill.distill_loss != "kl" or distill.hint_weight)
-    if plain or loss_names(distill.distill_losses) - {*logit_terms.OF_BEST}:
+    if plain or asked - {*logit_terms.OF_BEST}:
       raise ValueError(
         f"--cache_top_k keeps enough for {', '.join(logit_terms.OF_BEST)} of --distill_losses, or "
         "for --distill_loss=kl without a hint; leave it out for others"

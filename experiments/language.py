@@ -55,7 +55,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     groups = losses.popularity_groups(np.exp(shares), num_groups=GROUPS)
     view = sequences.make_view(fit, groups, num_rows=len(arrays["tokens"]), causal=True)
     view = view._replace(where=_judged)
-    return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
+    return loss_terms.make_terms(loss_terms.LANGUAGE, view, distill, **counts)
 
   def sampler(distill: DistillConfig, cached: Cached) -> Sample:
     if distill.prompt_tokens >= length:

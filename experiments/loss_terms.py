@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments import candidate_terms, feature_terms, logit_terms, map_terms
+from experiments import candidate_terms, feature_terms, logit_terms, map_terms, text_terms
 from experiments.block_terms import make_term
 from experiments.config import DistillConfig
 from experiments.loss_flags import loss_names, parse_losses
@@ -24,6 +24,7 @@ SEARCH: Mapping[str, Maker] = {
   **feature_terms.FEATURES,
 }
 SEQUENCE: Mapping[str, Maker] = {**PAIR, **candidate_terms.WHOLE, **map_terms.MAPS}
+LANGUAGE: Mapping[str, Maker] = {**SEQUENCE, **text_terms.WRITTEN}
 
 
 OF_FEATURES = {*feature_terms.FEATURES, *map_terms.MAPS}
@@ -45,7 +46,8 @@ def make_terms(
   """One term an entry.
 
   Args:
-    makers: the losses of the task: `CLICK`, `IMAGE`, `TEXT`, `PAIR`, `SEARCH` or `SEQUENCE`.
+    makers: the losses of the task: `CLICK`, `IMAGE`, `TEXT`, `PAIR`, `SEARCH`, `SEQUENCE` or
+      `LANGUAGE`.
     view: how they read it.
     distill: the flags.
     num_teachers: how many there are to learn from.

@@ -52,10 +52,12 @@ def student(teacher, folder, fit=FIT, **options):
 
 
 def test_on_policy_by_flags(teacher, tmp_path):
-  entries = ("reverse_kl:0.2", "jensen_shannon:0.2")
+  entries = ("reverse_kl:0.2", "jensen_shannon:0.2", "policy:0.1", "sequence:0.1")
   line = student(teacher, tmp_path, on_policy=1.0, prompt_tokens=3, distill_losses=entries)
   assert line["train/cross_entropy"] == 0  # Labels say nothing of what the student wrote.
-  assert all(line[f"train/{entry.split(':')[0]}"] > 0 for entry in entries)
+  assert line["train/sequence"] == 0  # No text was given.
+  assert np.isfinite(line["train/policy"])
+  assert all(line[f"train/{entry.split(':')[0]}"] > 0 for entry in entries[:2])
   assert (
     distill.distill_terms(runs.make_task(tiny.TEXTS, "decoder"), DistillConfig(on_policy=0.5), FIT)[
       0
@@ -210,6 +212,11 @@ def test_a_writer_that_cannot_write_is_named(teacher, tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
+    ({"distill_losses": ("policy:1",)}, "policy learns from texts that the student writes"),
+    (
+      {"distill_losses": ("policy:1",), "on_policy": 0.5, "sample_temperature": 0.5},
+      "--sample_temperature=1, as --temperature",
+    ),
     ({"on_policy": 0.5, "prompt_tokens": 12}, "--prompt_tokens=12 leaves nothing"),
     ({"on_policy": 0.5, "cache_top_k": 3}, "--on_policy: what --cache_top_k keeps"),
     ({"cache_top_k": 321}, "--cache_top_k=321: there are 320 to choose from"),

@@ -69,8 +69,8 @@ ELSEWHERE = {
   # --label_loss, and the default of experiments.distill.
   "catalog_cross_entropy", "catalog_distillation", "catalog_kl", "cross_entropy", "bpr", "nce",
   "sampled_softmax", "binary_cross_entropy",
-  # Texts that a student writes, or frames of speech: no log of interactions has them.
-  "policy", "sequence", "ctc",
+  # Frames of speech, which no task here has.
+  "ctc",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ METHODS = {
 
 def test_every_loss_of_the_library_has_its_flag():
   names = {name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss")}
-  assert names - ELSEWHERE == set(loss_terms.SEQUENCE) - METHODS
+  assert names - ELSEWHERE == set(loss_terms.LANGUAGE) - METHODS
   assert names >= ELSEWHERE
 
 
@@ -130,6 +130,7 @@ def tables():
     "noise": jnp.asarray(rng.integers(0, 2**32, ROWS), jnp.uint32),
     "progress": jnp.full(ROWS, 0.5),
     "row": jnp.arange(ROWS),
+    "written": jnp.arange(ROWS) % 2 == 0,
   }
   features = {
     name: normal(ROWS, LENGTH, WIDTH)
@@ -144,7 +145,7 @@ def term_of(entry, *, temperature=1.0):
   _, _, table = tables()
   view = sequences.make_view(tiny.FIT, jnp.arange(ITEMS) % 3, num_rows=ROWS, causal=True)
   distill = DistillConfig(distill_losses=(entry,), temperature=temperature)
-  (term,) = loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, num_teachers=1, num_steps=1)
+  (term,) = loss_terms.make_terms(loss_terms.LANGUAGE, view, distill, num_teachers=1, num_steps=1)
 
   def value(rows, teacher_table=table):
     batch, features, _ = jax.tree.map(lambda x: x, tables())
@@ -169,7 +170,7 @@ WITHIN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", loss_terms.SEQUENCE)
+@pytest.mark.parametrize("name", loss_terms.LANGUAGE)
 def test_micro_batches_add_up_to_the_batch(name):
   """Totals over counts are means only if both run over the same positions."""
   value = term_of(f"{name}:1")
@@ -191,12 +192,27 @@ def test_terms_are_the_losses_of_the_library():
   other = jnp.asarray(np.random.default_rng(1).normal(size=(ITEMS, WIDTH)), jnp.float32)
   student, teacher = features["query"] @ table.T, features["query"] @ other.T
   where = batch["labels"] >= 0
+  tokens, written = jnp.maximum(batch["labels"], 0), batch["written"][:, None]
+  log_probs = [
+    np.take_along_axis(np.asarray(jax.nn.log_softmax(x / 2)), np.asarray(tokens)[..., None], -1)
+    for x in (student, teacher)
+  ]
+  mine = np.asarray(where & written)
+  reward = np.where(mine, (log_probs[1] - log_probs[0])[..., 0], 0.0)
+  after = lambda x: x[:, ::-1].cumsum(axis=1)[:, ::-1] - x  # noqa: E731
+  returns = after(reward) / np.maximum(after(mine.astype(float)), 1)
+  plain = np.asarray(jax.nn.log_softmax(student))
+  nats = -np.take_along_axis(plain, np.asarray(tokens)[..., None], -1)[..., 0]
+  given = np.asarray(where & ~written)
+  texts = np.where(given, batch["segments"], 0).max(axis=1).sum()
   expected = {
+    "policy": losses.policy_loss(
+      student, teacher, tokens, jnp.asarray(returns), temperature=2.0, where=jnp.asarray(mine)
+    ),
+    "sequence": np.sum(nats[given]) / texts,
     "kl": losses.kl_loss(student, teacher, temperature=2.0, where=where),
     "logit_mse": losses.logit_mse_loss(student, teacher, where=where),
-    "decoupled": losses.decoupled_loss(
-      student, teacher, jnp.maximum(batch["labels"], 0), temperature=2.0, where=where
-    ),
+    "decoupled": losses.decoupled_loss(student, teacher, tokens, temperature=2.0, where=where),
     "self_relation@block_0": 0.0,
     "attention_transfer": 0.0,
   }
