@@ -1,7 +1,6 @@
 """Flax NNX: a small network learns a larger one's logits, and its hidden layer by a projector."""
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -9,9 +8,8 @@ from kdjax import losses
 
 
 class Net(nnx.Module):
-  """Two layers; returns logits and the hidden layer."""
-
-  def __init__(self, width: int, rngs: nnx.Rngs):
+  def __init__(self, width: int, key: int):
+    rngs = nnx.Rngs(key)
     self.first, self.last = nnx.Linear(16, width, rngs=rngs), nnx.Linear(width, 10, rngs=rngs)
 
   def __call__(self, x):
@@ -22,28 +20,19 @@ class Net(nnx.Module):
 def run(steps: int = 200) -> list[float]:
   """Trains, and returns the loss of every step."""
   x = jax.random.normal(jax.random.key(0), (256, 16))
-  teacher_logits, teacher_hidden = Net(64, nnx.Rngs(1))(x)
-  graph, student = nnx.split(Net(8, nnx.Rngs(2)))
-  projector = losses.projector(8, 64)
-  params, tx = (student, projector.init(jax.random.key(3))), optax.adam(0.01)
+  teacher_logits, teacher_hidden = Net(64, 1)(x)
+  graph, student = nnx.split(Net(8, 2))
+  projector, tx = losses.projector(8, 64), optax.adam(0.01)
+  params = (student, projector.init(jax.random.key(3)))
 
   def loss_fn(params):
     logits, hidden = nnx.merge(graph, params[0])(x)
     hint = losses.hint_loss(projector.apply(params[1], hidden), teacher_hidden)
     return losses.kl_loss(logits, teacher_logits) + hint
 
-  @jax.jit
-  def step(params, state):
-    loss, grads = jax.value_and_grad(loss_fn)(params)
-    updates, state = tx.update(grads, state)
-    return optax.apply_updates(params, updates), state, loss
+  def step(carry, _):
+    loss, grads = jax.value_and_grad(loss_fn)(carry[0])
+    updates, state = tx.update(grads, carry[1])
+    return (optax.apply_updates(carry[0], updates), state), loss
 
-  state, history = tx.init(params), jnp.zeros([0])
-  for _ in range(steps):
-    params, state, loss = step(params, state)
-    history = jnp.append(history, loss)
-  return history.tolist()
-
-
-if __name__ == "__main__":
-  print(run()[::20])
+  return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1].tolist()
