@@ -59,17 +59,17 @@ class Variant(NamedTuple):
 
 
 IMAGES_FIT = FitConfig(
-  epochs=15, batch_size=64, learning_rate=3e-3, schedule="cosine", weight_decay=0.01
+  epochs=10, batch_size=64, learning_rate=3e-3, schedule="cosine", weight_decay=0.01
 )
 SETUPS = {
   "mnist-10k": Setup(
     DataConfig(dataset="mnist-10k"),
-    ModelConfig("resnet", dim=16, layers=2, dropout=0.1),
+    ModelConfig("resnet", dim=16, layers=1, dropout=0.1),
     IMAGES_FIT,
     ModelConfig("resnet", dim=8, layers=1, dropout=0.0),
     IMAGES_FIT,
     DistillConfig(label_weight=0.3, distill_weight=0.7, temperature=4.0),
-    dataclasses.replace(IMAGES_FIT, epochs=3, learning_rate=1e-3),
+    dataclasses.replace(IMAGES_FIT, epochs=2, learning_rate=1e-3),
   )
 }
 for _log in ("movielens-1m", "amazon-beauty"):

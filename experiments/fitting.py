@@ -227,13 +227,19 @@ def fit_model(
       metric=metric,
       patience=fit.patience,
       min_best_step=min_best(num_steps),
-      steps_per_call=fit.steps_per_call,
+      steps_per_call=fit.steps_per_call or _steps_per_call(family),
       write=write,
       progress=fit.progress,
       name=name,
     )
   best = jax.device_get(own_params(train_state.params))
   return Fitted(best, progress, metric, whole.counts)
+
+
+def _steps_per_call(family: str) -> int:
+  """As --steps_per_call says of not giving it."""
+  convolves = family in ("resnet", "text_cnn")
+  return 1 if convolves and jax.default_backend() == "cpu" else 32
 
 
 def _through_integers(apply: Apply, bits: int) -> Apply:

@@ -303,14 +303,14 @@ def test_jit_equals_no_jit(case):
 
 
 @table
-def test_vmap_equals_a_loop(case):
-  """Each half of a batch folded in two equals the whole with the other half masked."""
+def test_vmap_and_pmap_equal_a_loop(case):
+  """Each quarter of a batch, two on each of two devices, equals the whole with the rest masked."""
   args = args_of(case)
 
   def fold(a):
-    return a.reshape(2, HALF, *a.shape[1:])
+    return a.reshape(2, 2, EXAMPLES // 4, *a.shape[1:])
 
-  halves, rows = on_rows(case, args, fold), {k: fold(v) for k, v in row_options(case).items()}
+  quarters, rows = on_rows(case, args, fold), {k: fold(v) for k, v in row_options(case).items()}
   axes = [None if i in case.shared else 0 for i in range(len(args))]
 
   def mean(args, rows):
@@ -319,14 +319,15 @@ def test_vmap_equals_a_loop(case):
 
     return jax.value_and_grad(loss, case.students)(*args)
 
-  values, grads = jax.jit(jax.vmap(mean, (axes, 0)))(halves, rows)
-  for half in range(2):
-    keep = np.arange(EXAMPLES) // HALF == half
+  each = jax.pmap(jax.vmap(mean, (axes, 0)), in_axes=(axes, 0), devices=jax.devices()[:2])
+  values, grads = jax.device_get(each(quarters, rows))
+  for place in np.ndindex(2, 2):
+    keep = np.arange(EXAMPLES) // (EXAMPLES // 4) == 2 * place[0] + place[1]
     expected, expected_grads = run(case, args, where=where_of(case, args, keep)).mean
-    np.testing.assert_allclose(values[half], expected, rtol=1e-5)
+    np.testing.assert_allclose(values[place], expected, rtol=1e-5, atol=1e-7)
     for position, grad, whole in zip(case.students, grads, expected_grads, strict=False):
       seen = whole if position in case.shared else np.asarray(whole)[keep]
-      np.testing.assert_allclose(grad[half], seen, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(grad[place], seen, rtol=1e-5, atol=1e-6)
 
 
 @table
