@@ -19,6 +19,7 @@ BASE = [
   "orbax-checkpoint>=0.11.30",
   "polars>=2.1",
   "safetensors>=0.5",
+  "scipy>=1.13",
   "tensorboardX>=2.6.2",
   "tensorflow-datasets>=4.9.9",
   "tqdm>=4.66",
@@ -36,7 +37,6 @@ TEST = [
   "ranx>=0.3.20",
   "rax>=0.4",
   "scikit-learn>=1.5",
-  "scipy>=1.13",
 ]
 
 setuptools.setup(

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loss_terms
-from experiments.config import DistillConfig, FitConfig
+from experiments import logit_terms, loss_terms
 from experiments.loss_view import DenseLogits, Maker, View
 from experiments.tasks import Judgement, Task, label_loss_of, predict
 from kdjax import losses
@@ -64,7 +63,9 @@ def make_task(
     label_term=lambda fit, weight: Term(
       label_loss_of(fit, "cross_entropy", ("cross_entropy",), family), label_loss, weight
     ),
-    distill_term=distill_term,
+    distill_term=lambda distill, fit: logit_terms.make_term(
+      distill, lambda batch: jnp.ones(len(batch["labels"]), bool)
+    ),
     metric="accuracy",
     judge=judge,
     serve=lambda apply: lambda params, batch: apply(params, batch).logits,
@@ -97,23 +98,6 @@ def label_loss(student, teacher, batch):
   """Cross-entropy of the class."""
   del teacher
   return losses.cross_entropy_loss(student.logits, batch["labels"], reduce_fn=totals)
-
-
-def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
-  """Softened KL over the classes, its Bernoulli form, or logit MSE."""
-  del fit
-
-  def loss(student, teacher, batch):
-    del batch
-    if distill.distill_loss == "mse":
-      return losses.logit_mse_loss(student.logits, teacher.logits, reduce_fn=totals)
-    name = f"{distill.distill_loss}_loss"
-    temperature = distill.temperature
-    return getattr(losses, name)(
-      student.logits, teacher.logits, temperature=temperature, reduce_fn=totals
-    )
-
-  return Term(f"distill_{distill.distill_loss}", loss, distill.distill_weight)
 
 
 def make_view(num_rows: int) -> View:

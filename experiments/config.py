@@ -12,7 +12,8 @@ class DataConfig:
 
   dataset: str = option(
     "synthetic",
-    "A file or folder holding an interaction log (for a resnet a folder of idx images, for text "
+    "A file or folder holding an interaction log (for a resnet a folder of idx images, for a "
+    "speech_gru a folder of wav files with a metadata.csv of file_name and transcription, for text "
     "models a table of texts and labels, or a folder with train.tsv and test.tsv; for search a folder "
     "of BEIR or of Cranfield), "
     "'tfds:<name>/<config>', or 'synthetic', the embedded generator.",
@@ -104,6 +105,7 @@ Family = Literal[
   "ncf",
   "mlp",
   "resnet",
+  "speech_gru",
   "bert",
   "text_gru",
   "text_cnn",
@@ -121,7 +123,7 @@ class ModelConfig:
   model: Family = option(
     "sasrec",
     "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
-    "clicks: mlp; images: resnet; texts: bert, text_gru, text_cnn, static; "
+    "clicks: mlp; images: resnet; recordings of speech: speech_gru; texts: bert, text_gru, text_cnn, static; "
     "the next token of texts: decoder; search: bi_encoder, cross_encoder.",
   )
   encoder: Literal["bert", "text_gru", "text_cnn", "static"] = option(
@@ -157,7 +159,7 @@ class ModelConfig:
   mlp_dim: int | None = option(
     None,
     "Width of the feed-forward layers; 4 x dim when not given (a resnet: that of the stage; a "
-    "text_gru's states and a text_cnn's channels: --dim).",
+    "text_gru's or speech_gru's states and a text_cnn's channels: --dim).",
   )
   dropout: float = option(0.2, "Dropout rate in training.", lower=0, upper=1)
 
@@ -212,10 +214,10 @@ class FitConfig:
     "Train through weights of 8 or 4 bits, the very products that experiments.quantize --bits will "
     "serve (quantization-aware training); validation judges those too. 0 trains in floats.",
   )
-  label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce"] = option(
+  label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce", "ctc"] = option(
     "auto",
     "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-    "ncf and mlp, cross_entropy for images, texts and search (of a query's candidates, and for a "
+    "ncf and mlp, ctc for speech, cross_entropy for images, texts and search (of a query's candidates, and for a "
     "bi_encoder of those of all queries of the batch).",
   )
   num_negatives: int = option(

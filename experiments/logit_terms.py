@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.config import DistillConfig
 from experiments.loss_flags import LossSpec
 from experiments.loss_view import Maker, View, at_places, logits_at, sample_places
 from kdjax import losses
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import FactoredLogits
+from kdjax.types import Array, Batch, FactoredLogits
 
 KEPT = 50  # Of the teacher's distribution: its best, or as many drawn from it.
 RELATED = 2  # Positions of a row whose classes are correlated with each other.
@@ -107,6 +108,22 @@ def _dist(spec: LossSpec, view: View):
   return Term(spec.term, term)
 
 
+def make_term(distill: DistillConfig, where: Callable[[Batch], Array]) -> Term:
+  """The term of --distill_loss on whole logits `[..., C]`, where they count."""
+  by_name: dict[str, Callable[..., Any]] = {
+    "kl": losses.kl_loss,
+    "bernoulli_kl": _bernoulli,
+    "mse": _mse,
+  }
+  loss = by_name[distill.distill_loss]
+
+  def term(student, teacher, batch):
+    options = {"temperature": distill.temperature, "where": where(batch)}
+    return loss(student.logits, teacher.logits, **options, reduce_fn=totals)
+
+  return Term(f"distill_{distill.distill_loss}", term, distill.distill_weight)
+
+
 # What --cache_top_k keeps enough for.
 OF_BEST = ("kl", "top_k_kl", "top_k_reverse_kl")
 # With one logit a position, a click.
@@ -114,8 +131,8 @@ CLICK: Mapping[str, Maker] = {
   "bernoulli_kl": _on_logits(_bernoulli),
   "logit_mse": _on_logits(_mse),
 }
-# With a class for every item.
-CATALOG: Mapping[str, Maker] = {
+# With several classes a position.
+CLASSES: Mapping[str, Maker] = {
   "kl": _kl,
   "reverse_kl": _on_logits(losses.reverse_kl_loss),
   "jensen_shannon": _on_logits(losses.jensen_shannon_loss),
@@ -130,7 +147,11 @@ CATALOG: Mapping[str, Maker] = {
   "top_k_reverse_kl": _on_logits(_top_k(losses.top_k_reverse_kl_loss)),
   "sampled_cross_entropy": _sampled,
   "dist": _dist,
+  **CLICK,
+}
+# And the right one known.
+CATALOG: Mapping[str, Maker] = {
+  **CLASSES,
   "decoupled": _on_logits(losses.decoupled_loss, labelled=True),
   "normalized_decoupled": _on_logits(losses.normalized_decoupled_loss, labelled=True),
-  **CLICK,
 }

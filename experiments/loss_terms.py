@@ -12,6 +12,12 @@ from kdjax.types import Outputs
 
 CLICK: Mapping[str, Maker] = {**logit_terms.CLICK, **feature_terms.FEATURES}
 IMAGE: Mapping[str, Maker] = {**logit_terms.CATALOG, **feature_terms.FEATURES}
+# No frame has a class of its own, so that none are alike.
+SPEECH: Mapping[str, Maker] = {
+  name: maker
+  for name, maker in {**logit_terms.CLASSES, **feature_terms.FEATURES}.items()
+  if name != "contrastive"
+}
 TEXT: Mapping[str, Maker] = {**IMAGE, **map_terms.MAPS}
 PAIR: Mapping[str, Maker] = {
   **logit_terms.CATALOG,
@@ -46,8 +52,8 @@ def make_terms(
   """One term an entry.
 
   Args:
-    makers: the losses of the task: `CLICK`, `IMAGE`, `TEXT`, `PAIR`, `SEARCH`, `SEQUENCE` or
-      `LANGUAGE`.
+    makers: the losses of the task: `CLICK`, `IMAGE`, `SPEECH`, `TEXT`, `PAIR`, `SEARCH`,
+      `SEQUENCE` or `LANGUAGE`.
     view: how they read it.
     distill: the flags.
     num_teachers: how many there are to learn from.

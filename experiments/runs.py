@@ -22,6 +22,7 @@ from experiments import (
   pairs,
   retrieval,
   sequences,
+  speech,
   texts,
 )
 from experiments.config import DataConfig, ModelConfig
@@ -32,6 +33,7 @@ from experiments.tasks import (
   PAIR_FAMILIES,
   SEARCH_FAMILIES,
   SEQUENCE_FAMILIES,
+  SPEECH_FAMILIES,
   TEXT_FAMILIES,
   Judgement,
   Task,
@@ -140,6 +142,8 @@ def make_task(config: DataConfig, family: str) -> Task:
   """The task that a family learns on the configured data."""
   if family in IMAGE_FAMILIES:
     return images.make_task(images.load(config), config, family)
+  if family in SPEECH_FAMILIES:
+    return speech.make_task(speech.load(config), family)
   if family in SEARCH_FAMILIES:
     return retrieval.make_task(config, family)
   if config.objective == "masked" and family != "bert":
@@ -165,7 +169,7 @@ def _load_texts(config: DataConfig, family: str) -> TextDataset:
 
 
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
-  """Saves a log's id maps or a tokenizer with the run, and prints a summary once a process."""
+  """Saves what ids, tokens or characters stand for with the run; prints a summary once."""
   if (words := tokenizer_of(config, family)) is not None:
     texts.save_tokenizer(config, workdir, words)
   if family in SEARCH_FAMILIES:
@@ -174,6 +178,11 @@ def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> Non
     _print_once(texts.describe(_load_texts(config, family)))
   elif family in IMAGE_FAMILIES:
     _print_once(images.describe(images.load(config)))
+  elif family in SPEECH_FAMILIES:
+    found = speech.load(config)
+    with files.whole(workdir / "characters.json") as part:
+      part.write_text(json.dumps(found.characters) + "\n", encoding="utf-8")
+    _print_once(speech.describe(found))
   else:
     ids.save_ids(load_data(config), workdir / "ids")
     _print_once(summary.format_summary(load_data(config).summary))
@@ -226,6 +235,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     return _without(sizes, "max_length") | {"dim": dim, "num_layers": config.layers}
   if family == "two_tower":
     return _without(sizes, "max_length") | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
+  if family == "speech_gru":
+    return sizes | {"dim": dim, "hidden_dim": config.mlp_dim or dim, "num_layers": config.layers}
   if family == "resnet":
     dims = tuple(dim << stage for stage in range(3))
     return sizes | {"dims": dims, "blocks": config.layers, "inner_dim": config.mlp_dim}

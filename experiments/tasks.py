@@ -1,4 +1,4 @@
-"""What a family of models learns from, and how it is judged: sequences, pairs, classes, search.
+"""What a family of models learns from, and how it is judged: sequences, classes, search, speech.
 
 A `Task` is everything that the binaries need to know of a task, as plain functions, so that each
 binary is written once for all of them.
@@ -23,6 +23,7 @@ SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
 PAIR_FAMILIES = ("mf", "ncf")
 CLICK_FAMILIES = ("mlp",)
 IMAGE_FAMILIES = ("resnet",)
+SPEECH_FAMILIES = ("speech_gru",)
 TEXT_FAMILIES = ("bert", "text_gru", "text_cnn", "static")
 LANGUAGE_FAMILIES = ("decoder",)
 SEARCH_FAMILIES = ("bi_encoder", "cross_encoder")
@@ -36,8 +37,8 @@ class Judgement(NamedTuple):
       intervals and paired tests are made from.
     scalars: metrics that are no mean of cases (AUC, F1, coverage, popularity bias).
     top_k: int32 `[N, k]`, the items recommended in each case (ranking, test part only).
-    scores: `(cases int [n]) -> float [n, V]` over the catalogue, or `[n]` for clicks: what
-      agreement with a teacher compares.
+    scores: `(cases int [n]) -> float [n, V]` over the catalogue, or `[n]` for clicks, or of all
+      frames of recordings `[t, C]`: what agreement with a teacher compares.
     queries: one query a user with its table, where scores factor; None elsewhere.
   """
 
@@ -52,8 +53,8 @@ class Task(NamedTuple):
   """A task, bound to a dataset and a model family.
 
   Attributes:
-    name: `sequence`, `masked`, `pair`, `click`, `image`, `text`, `language`, `masked_language` or
-      `search`; a student learns from a teacher of its own task.
+    name: `sequence`, `masked`, `pair`, `click`, `image`, `speech`, `text`, `language`,
+      `masked_language` or `search`; a student learns from a teacher of its own task.
     arrays: training rows, `[R, ...]` by name.
     num_examples: histories, pairs or clicks among the rows.
     sizes: the sizes that the data decides, such as `num_items`.

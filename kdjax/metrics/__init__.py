@@ -31,6 +31,7 @@ from kdjax.metrics.ranking import (
 from kdjax.metrics.ranks import Ranks, per_user, rank_lists, summarize
 from kdjax.metrics.sampled import sampled_rank_targets
 from kdjax.metrics.statistics import Comparison, Interval, bootstrap_interval, paired_test
+from kdjax.metrics.transcripts import ctc_decode, edit_distance
 
 __all__ = [
   "Comparison",
@@ -47,6 +48,8 @@ __all__ = [
   "bootstrap_interval",
   "catalog_kl_metric",
   "coverage",
+  "ctc_decode",
+  "edit_distance",
   "exponential_gain",
   "gini",
   "hit_rate_metric",

@@ -19,6 +19,7 @@ from kdjax.models.mlp import make_mlp, mlp_axes, mlp_sizes
 from kdjax.models.ncf import make_ncf, ncf_axes, ncf_sizes
 from kdjax.models.resnet import make_resnet, resnet_axes, resnet_sizes
 from kdjax.models.sasrec import fold_item_features, make_sasrec, sasrec_axes, sasrec_sizes
+from kdjax.models.speech_gru import make_speech_gru, speech_gru_axes, speech_gru_sizes
 from kdjax.models.static import distill_table, make_static, static_axes, static_sizes
 from kdjax.models.text_cnn import make_text_cnn, text_cnn_axes, text_cnn_sizes
 from kdjax.models.text_gru import make_text_gru, text_gru_axes, text_gru_sizes
@@ -56,6 +57,7 @@ __all__ = [
   "make_ncf",
   "make_resnet",
   "make_sasrec",
+  "make_speech_gru",
   "make_static",
   "make_text_cnn",
   "make_text_gru",
@@ -72,6 +74,8 @@ __all__ = [
   "sample_tokens",
   "sasrec_axes",
   "sasrec_sizes",
+  "speech_gru_axes",
+  "speech_gru_sizes",
   "static_axes",
   "static_sizes",
   "text_cnn_axes",

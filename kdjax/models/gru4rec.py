@@ -4,67 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from kdjax.layers import Dense, Dropout, Embed
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
-from kdjax.prune.shrink import Axis
-from kdjax.quant.dot import dot
-from kdjax.quant.qtensor import is_qtensor
-from kdjax.tree import vary_as
+from kdjax.models.recurrent import GRU, gru_axes, gru_widths
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
-
-
-class GRU(nn.Module):
-  r"""One gated recurrent layer over packed rows; the state starts at 0 in every segment.
-
-  $r = \sigma(x W_r + b_r + h U_r + c_r)$, $z = \sigma(x W_z + b_z + h U_z + c_z)$,
-  $n = \tanh(x W_n + b_n + r \odot (h U_n + c_n))$, $h' = (1 - z) \odot n + z \odot h$.
-
-  `input` is `[W_r W_z W_n]` with its biases, applied to all positions in one product;
-  `recurrent_kernel` `[H, 3H]` is `[U_r U_z U_n]`, `recurrent_bias` `[3H]` the c. Gates and state
-  are float32.
-
-  Reference:
-    K. Cho et al., Learning Phrase Representations using RNN Encoder-Decoder, EMNLP 2014,
-    arXiv:1406.1078, with the reset gate after the product, as cuDNN and PyTorch have it.
-  """
-
-  hidden_dim: int
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, start: Array) -> Array:
-    """`x` float `[B, L, in]`, `start` bool `[B, L]` where a segment starts, to `[B, L, H]`."""
-    size, dtype = self.hidden_dim, self.dtype
-    given = Dense(3 * size, dtype=dtype, name="input")(x)
-    kernel = self.param("recurrent_kernel", _orthogonal_gates, (size, 3 * size))
-    bias = jnp.asarray(self.param("recurrent_bias", nn.initializers.zeros, (3 * size,)))
-    kernel = kernel if is_qtensor(kernel) else kernel.astype(dtype)
-
-    def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-      gates, fresh = now
-      state = jnp.where(fresh[:, None], 0.0, state)
-      own = dot(state.astype(dtype), kernel).astype(jnp.float32) + bias[None]
-      gates = gates.astype(jnp.float32)
-      reset, update = jnp.split(
-        jax.nn.sigmoid(gates[:, : 2 * size] + own[:, : 2 * size]), 2, axis=1
-      )
-      new = jnp.tanh(gates[:, 2 * size :] + reset * own[:, 2 * size :])
-      state = (1 - update) * new + update * state
-      return state, state.astype(dtype)
-
-    zero = vary_as(jnp.zeros([x.shape[0], size], jnp.float32), given, start, kernel, bias)
-    _, states = jax.lax.scan(step, zero, (given.swapaxes(0, 1), start.swapaxes(0, 1)))
-    return states.swapaxes(0, 1)
-
-
-def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-  """Three orthogonal matrices side by side."""
-  size, orthogonal = shape[0], nn.initializers.orthogonal()
-  gates = jax.vmap(lambda k: orthogonal(k, (size, size), dtype))(jax.random.split(key, 3))
-  return gates.swapaxes(0, 1).reshape(shape)
 
 
 class GRU4Rec(nn.Module):
@@ -129,22 +74,6 @@ def make_gru4rec(**sizes: Any) -> Model:
       than layers.
   """
   return from_linen(GRU4Rec(**sizes))
-
-
-def gru_axes(hidden: str, below: Any) -> Params:
-  """The axes of a `GRU` of units called `hidden` over the axis `below`."""
-  gates = Axis(hidden, repeat=3)
-  return {
-    "input": {"kernel": (below, gates), "bias": (gates,)},
-    "recurrent_kernel": (hidden, gates),
-    "recurrent_bias": (gates,),
-  }
-
-
-def gru_widths(params: Mapping[str, Any]) -> list[int]:
-  """The width of every layer `layer_0`, ..."""
-  count = sum(name.startswith("layer_") for name in params)
-  return [params[f"layer_{i}"]["recurrent_kernel"].shape[0] for i in range(count)]
 
 
 def gru4rec_axes(sizes: Sizes) -> Params:

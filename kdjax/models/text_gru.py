@@ -6,11 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Dropout, Embed
-from kdjax.models.gru4rec import GRU, gru_axes, gru_widths
+from kdjax.layers import Embed
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
+from kdjax.models.recurrent import gru_widths, recurrent_axes, recurrent_layers
 from kdjax.models.text_head import embedding_or_labels, pool
-from kdjax.prune.shrink import Axis
 from kdjax.types import Array, Batch, Model, Outputs, Params
 
 
@@ -66,23 +65,16 @@ class TextGRU(nn.Module):
     segments = batch["segments"]
     x = Embed(self.vocab_size, self.dim, dtype=self.dtype, name="token_embedding")(batch["tokens"])
     features: dict[str, Array] = {"embedding": x}
-    x = Dropout(self.dropout, name="dropout")(x)
-    for i, size in enumerate(per_layer(self.hidden_dim or self.dim, self.num_layers)):
-      y = GRU(size, dtype=self.dtype, name=f"layer_{i}")(x, _starts(segments))
-      if self.bidirectional:
-        back = GRU(size, dtype=self.dtype, name=f"back_{i}")
-        z = back(x[:, ::-1], _starts(segments[:, ::-1]))[:, ::-1]
-        y = jnp.concatenate([y, z], axis=-1)
-      features[f"layer_{i}"] = y
-      x = Dropout(self.dropout, name=f"dropout_{i}")(y)
+    x = recurrent_layers(
+      x,
+      segments,
+      per_layer(self.hidden_dim or self.dim, self.num_layers),
+      bidirectional=self.bidirectional,
+      dropout=self.dropout,
+      features=features,
+    )
     query = pool(x, segments, how=self.pooling).astype(self.dtype)
     return embedding_or_labels(self, query, features)
-
-
-def _starts(segments: Array) -> Array:
-  """Where another segment begins, padding too: bool `[B, L]`."""
-  before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-  return segments != before
 
 
 def make_text_gru(**sizes: Any) -> Model:
@@ -107,15 +99,8 @@ def text_gru_axes(sizes: Sizes) -> Params:
   Both directions of a layer lose the same units, so that their states stay of one width.
   """
   module = TextGRU(**sizes)
-  axes: dict[str, Any] = {"token_embedding": {"embedding": (None, "dim")}}
-  below: Any = "dim"
-  for i in range(module.num_layers):
-    layer = gru_axes(f"layer_{i}/hidden", below)
-    axes[f"layer_{i}"] = layer
-    below = f"layer_{i}/hidden"
-    if module.bidirectional:
-      axes[f"back_{i}"] = layer
-      below = Axis(below, repeat=2)
+  axes, below = recurrent_axes(module.num_layers, "dim", bidirectional=module.bidirectional)
+  axes["token_embedding"] = {"embedding": (None, "dim")}
   name = "classifier" if module.head == "labels" else "out"
   if module.head == "labels" or module.out_dim is not None:
     axes[name] = {"kernel": (below, None), "bias": (None,)}

@@ -28,7 +28,7 @@ from kdjax import quant
 from kdjax.report import ResultError
 
 FAMILIES = (
-  *("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet"),
+  *("sasrec", "bert4rec", "gru4rec", "two_tower", "mf", "ncf", "mlp", "resnet", "speech_gru"),
   *("bert", "text_gru", "text_cnn", "static", "decoder"),
 )
 

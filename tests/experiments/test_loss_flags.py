@@ -68,9 +68,7 @@ def test_an_entry_twice_is_refused():
 ELSEWHERE = {
   # --label_loss, and the default of experiments.distill.
   "catalog_cross_entropy", "catalog_distillation", "catalog_kl", "cross_entropy", "bpr", "nce",
-  "sampled_softmax", "binary_cross_entropy",
-  # Frames of speech, which no task here has.
-  "ctc",
+  "sampled_softmax", "binary_cross_entropy", "ctc",
 }  # fmt: skip
 
 
@@ -99,6 +97,7 @@ def teacher(tmp_path_factory):
     ("sasrec", loss_terms.SEQUENCE),
     ("mf", loss_terms.PAIR),
     ("mlp", loss_terms.CLICK),
+    ("speech_gru", loss_terms.SPEECH),
     ("resnet", {"kl": None, "decoupled": None, "dist": None, "hint": None, "topology": None}),
   ],
 )

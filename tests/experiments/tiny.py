@@ -8,9 +8,7 @@ CLICKS = DataConfig(
   synthetic_users=60, synthetic_items=40, synthetic_length=12, split="ratio", valid_fraction=0.2,
   test_fraction=0.2,
 )  # fmt: skip
-FIT = FitConfig(
-  epochs=2, batch_size=16, steps_per_call=4, progress=False, num_negatives=8, data_devices=1
-)
+FIT = FitConfig(epochs=2, batch_size=16, progress=False, num_negatives=8, data_devices=1)
 TEACHER = ModelConfig(dim=16, layers=1, heads=2)
 STUDENT = ModelConfig(dim=8, layers=1, heads=2)
 
@@ -22,7 +20,7 @@ TEXTS = DataConfig(synthetic_users=120, max_length=12, vocab_size=320)
 def data_for(family):
   if family in (*tasks.TEXT_FAMILIES, *tasks.LANGUAGE_FAMILIES):
     return TEXTS
-  return {"mlp": CLICKS, "resnet": IMAGES}.get(family, DATA)
+  return {"mlp": CLICKS, "resnet": IMAGES, "speech_gru": IMAGES}.get(family, DATA)
 
 
 def train_config(family="sasrec", **fit):

@@ -57,6 +57,10 @@ CLICKS = {
   "dense": jax.random.normal(KEY, (4, 3)),
   "categorical": jnp.array([[0, 1], [3, 0], [2, PAD], [1, 1]]),
 }
+SPEECH = {
+  "frames": jax.random.normal(KEY, (2, 5, 4)),
+  "segments": jnp.array([[1] * 5, [1, 1, 1, 0, 0]]),
+}
 IMAGES = {"image": jax.random.normal(KEY, (3, 7, 8, 2))}
 
 norm = 2 * D
@@ -259,6 +263,12 @@ FAMILIES = {
   ),
   "mlp_linear": _family(
     "mlp", {"num_dense": 3, "cardinalities": (4, 2), "hidden": ()}, CLICKS, 6 + 3 + 1
+  ),
+  "speech_gru": _family(
+    "speech_gru",
+    {"num_classes": 3, "dim": D, "hidden_dim": (6, 7), "num_layers": 2},
+    SPEECH,
+    4 * D + D + 2 * 3 * 6 * (D + 6 + 2) + 2 * 3 * 7 * (2 * 6 + 7 + 2) + 2 * 7 * 3 + 3,
   ),
   "resnet": _family(
     "resnet",

@@ -52,7 +52,7 @@ def test_order_matters_but_to_static_tables(name):
 
 def test_a_gru_reads_both_ways():
   """A layer forwards and one backwards, each by hand on the text without padding."""
-  from kdjax.models.gru4rec import GRU
+  from kdjax.models.recurrent import GRU
 
   model = make_text_gru(vocab_size=9, dim=6, hidden_dim=4, normalize=False, dropout=0.0)
   params = model.init(KEY, BATCH)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.models.gru4rec import GRU
+from kdjax.models.recurrent import GRU
 from kdjax.models.transformer import Block
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch_models.npz"

@@ -51,6 +51,7 @@ AXES = {
   "static_labels": {"dim"},
   "text_gru": {"dim", "layer_0/hidden", "layer_1/hidden"},
   "text_gru_labels": {"dim", "layer_0/hidden"},
+  "speech_gru": {"dim", "layer_0/hidden", "layer_1/hidden"},
   "text_cnn": {"dim", "channels"},
   "text_cnn_labels": {"dim", "channels"},
   "mf": {"dim"},
