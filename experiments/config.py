@@ -214,11 +214,13 @@ class FitConfig:
     "Train through weights of 8 or 4 bits, the very products that experiments.quantize --bits will "
     "serve (quantization-aware training); validation judges those too. 0 trains in floats.",
   )
-  label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "bce", "ctc"] = option(
-    "auto",
-    "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-    "ncf and mlp, ctc for speech, cross_entropy for images, texts and search (of a query's candidates, and for a "
-    "bi_encoder of those of all queries of the batch).",
+  label_loss: Literal["auto", "cross_entropy", "sampled_softmax", "bpr", "nce", "bce", "ctc"] = (
+    option(
+      "auto",
+      "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
+      "ncf and mlp, ctc for speech, cross_entropy for images, texts and search (of a query's candidates, and for a "
+      "bi_encoder of those of all queries of the batch).",
+    )
   )
   num_negatives: int = option(
     256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."

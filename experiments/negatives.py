@@ -45,10 +45,11 @@ def negatives_loss(
   """The label loss called `name` of positives against their sampled negatives, as a `Mean`.
 
   Args:
-    name: `bpr`, `sampled_softmax` or `bce`.
+    name: `bpr`, `sampled_softmax`, `nce` or `bce`.
     positive: float `[...]`, scores of the labels.
     negative: float `[..., N]`, scores of the negatives.
-    differs: bool `[..., N]`, False where a negative is the label itself: it does not count.
+    differs: bool `[..., N]`, False where a negative is the label itself: it does not count, but
+      for `nce`, whose noise is to be what was drawn.
     positive_log_q: float `[...]`, log of the sampler's probability of the label.
     negative_log_q: float `[..., N]`, that of each negative.
     where: bool `[...]`, which labels count.
@@ -56,15 +57,11 @@ def negatives_loss(
   options: dict[str, Any] = {"where": where, "reduce_fn": totals}
   if name == "bpr":
     return losses.bpr_loss(positive, negative, support=differs, **options)
+  log_q: dict[str, Any] = {"positive_log_q": positive_log_q, "negative_log_q": negative_log_q}
   if name == "sampled_softmax":
-    return losses.sampled_softmax_loss(
-      positive,
-      negative,
-      positive_log_q=positive_log_q,
-      negative_log_q=negative_log_q,
-      support=differs,
-      **options,
-    )
+    return losses.sampled_softmax_loss(positive, negative, support=differs, **log_q, **options)
+  if name == "nce":
+    return losses.nce_loss(positive, negative, **log_q, **options)
   scores = jnp.concatenate([positive[..., None], negative], axis=-1)
   targets = jnp.zeros_like(scores).at[..., 0].set(1.0)
   exists = jnp.concatenate([jnp.ones_like(differs[..., :1]), differs], axis=-1)

@@ -18,7 +18,7 @@ from kdjax.reduce import totals
 from kdjax.train.objective import Term
 from kdjax.types import Array, FactoredLogits
 
-LABEL_LOSSES = ("bpr", "sampled_softmax", "bce")
+LABEL_LOSSES = ("bpr", "sampled_softmax", "nce", "bce")
 
 
 def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:

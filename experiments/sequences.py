@@ -21,7 +21,7 @@ from kdjax.reduce import totals
 from kdjax.train.objective import Term
 from kdjax.types import MASK, PAD, Array, FactoredLogits
 
-LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "bce")
+LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "nce", "bce")
 MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
 
 
