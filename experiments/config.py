@@ -145,6 +145,11 @@ class ModelConfig:
     "sasrec: tables of item embeddings (of texts, images, ...), workdirs of experiments.embed or .npz "
     "files with ids and embeddings; adapted and added to those of the ids.",
   )
+  id_embeddings: bool = option(
+    True,
+    "Whether items have embeddings of their ids beside --item_embeddings; without, the model knows "
+    "them by their texts alone, and experiments.transfer moves it whole to another log.",
+  )
   fold_item_embeddings: bool = option(
     False,
     "Keep only the sum of ids and adapted --item_embeddings: learned with them, served without.",
@@ -304,6 +309,15 @@ class DistillConfig:
   )
   ranking_weight: float = option(
     0.5, "Weight of --cached_rankings (importance-aware ranking distillation).", lower=0
+  )
+  user_embeddings: str = option(
+    "",
+    "Workdir of experiments.embed_users, or an .npz file like its: what a teacher of another domain "
+    "knows of its users; the student's queries learn it of those that it shares, with or without "
+    "--teacher.",
+  )
+  user_weight: float = option(
+    0.1, "Weight of --user_embeddings (cosine after a learned map).", lower=0
   )
   balance: Literal["fixed", "uncertainty", "gradient_norm"] = option(
     "fixed",

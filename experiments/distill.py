@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, logit_terms, loss_terms, rankings, runs, starts
+from experiments import cli, fitting, logit_terms, loss_terms, rankings, runs, shared_users, starts
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.loss_flags import loss_names
 from experiments.tasks import Task
@@ -33,7 +33,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  given = config.teacher or (() if config.distill.cached_rankings else ("",))
+  kept = config.distill.cached_rankings or config.distill.user_embeddings
+  given = config.teacher or (() if kept else ("",))
   teachers = [runs.load_model(path, flag="--teacher") for path in given]
   runs.describe_data(config.data, config.model.model, folder)
   task = runs.make_task(config.data, config.model.model)
@@ -42,6 +43,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     runs.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
   sizes = runs.model_sizes(config.model, task)
   task, ranked = rankings.added(task, config.distill, config.fit, config.data)
+  task, shared = shared_users.added(task, config.distill, config.data)
   terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
   inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
   if config.distill.inherit_tables and teachers:
@@ -54,7 +56,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     sizes,
     config.fit,
     folder,
-    terms=terms + ranked,
+    terms=terms + ranked + shared,
     teachers=teachers,
     distill=config.distill,
     inherit=inherit,
@@ -96,7 +98,7 @@ def distill_terms(
     labels = [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
     counts = {"num_teachers": num_teachers, "num_steps": fitting.count_steps(task, fit)}
     return labels + task.flag_terms(distill, fit, **counts)
-  if not num_teachers:  # --cached_rankings teach alone.
+  if not num_teachers:  # --cached_rankings or --user_embeddings teach alone.
     return [task.label_term(fit, distill.label_weight)] if distill.label_weight else []
   if num_teachers > 1:
     raise ValueError(

@@ -222,6 +222,9 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
       raise ValueError(f"--item_embeddings does not fit --model={family}; use sasrec")
     widths = [texts.read_embeddings(path)[1].shape[1] for path in config.item_embeddings]
     sizes["feature_dims"] = tuple(widths)
+    sizes["id_embeddings"] = config.id_embeddings
+  elif not config.id_embeddings:
+    raise ValueError("--id_embeddings=false needs --item_embeddings: items would be all alike")
   if config.checkpoint:
     raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):

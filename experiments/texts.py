@@ -234,7 +234,7 @@ def write_embeddings(path: pathlib.Path, ids: np.ndarray, embeddings: np.ndarray
 
 
 @functools.lru_cache(maxsize=4)
-def read_embeddings(path: str) -> tuple[np.ndarray, np.ndarray]:
+def read_embeddings(path: str, *, flag: str = "--item_embeddings") -> tuple[np.ndarray, np.ndarray]:
   """The ids and rows of a table of item embeddings; a folder stands for the file in it.
 
   Raises:
@@ -246,9 +246,9 @@ def read_embeddings(path: str) -> tuple[np.ndarray, np.ndarray]:
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
       ids, rows = found["ids"].astype(str), found["embeddings"].astype(np.float32)
   except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-    raise DataError(f"--item_embeddings: {file}: no ids and embeddings in it: {error}") from error
+    raise DataError(f"{flag}: {file}: no ids and embeddings in it: {error}") from error
   if rows.ndim != 2 or ids.shape != rows.shape[:1]:
-    raise DataError(f"--item_embeddings: {file}: ids {ids.shape} for embeddings {rows.shape}")
+    raise DataError(f"{flag}: {file}: ids {ids.shape} for embeddings {rows.shape}")
   return ids, rows
 
 

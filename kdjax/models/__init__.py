@@ -3,6 +3,7 @@
 from kdjax.models.bert import bert_axes, bert_sizes, make_bert
 from kdjax.models.bert4rec import bert4rec_axes, bert4rec_sizes, make_bert4rec
 from kdjax.models.bi_encoder import bi_encoder_axes, bi_encoder_sizes, make_bi_encoder
+from kdjax.models.catalogs import move_items
 from kdjax.models.cross_encoder import (
   cross_encoder_axes,
   cross_encoder_sizes,
@@ -66,6 +67,7 @@ __all__ = [
   "mf_sizes",
   "mlp_axes",
   "mlp_sizes",
+  "move_items",
   "ncf_axes",
   "ncf_sizes",
   "pair_rows",

@@ -32,8 +32,9 @@ class SASRec(nn.Module):
 
   With `feature_dims`, what is known of the items (embeddings of their texts, images, sounds) is
   fused with their ids: $E_i + \sum_m A_m\, \mathrm{gelu}(U_m f_{m,i} + u_m) + a_m$ stands for
-  $E_i$. The tables $f_m$ are leaves `item_features_0/embedding` `[V, F]`, ...: put data there, and
-  do not train them (`kdjax.train.freeze`).
+  $E_i$, or without `id_embeddings` the sum alone. The tables $f_m$ are leaves
+  `item_features_0/embedding` `[V, F]`, ...: put data there, and do not train them
+  (`kdjax.train.freeze`).
 
   Attributes:
     num_items: V, the catalogue.
@@ -46,6 +47,7 @@ class SASRec(nn.Module):
       `dim`, as published.
     dropout: rate on embeddings, attention weights and both residual branches.
     feature_dims: F of every table of item features; none by default.
+    id_embeddings: whether items have an embedding of their own beside those.
     adapter_dim: hidden units of what adapts each to `dim`; None for `dim`.
     embedding_scale: None for sqrt(dim). Said explicitly once `dim` was pruned.
     norm_width: what norms divide their statistics by, None for `dim`; see `LayerNorm`.
@@ -67,6 +69,7 @@ class SASRec(nn.Module):
   mlp_dim: int | Sequence[int] | None = None
   dropout: float = 0.1
   feature_dims: Sequence[int] = ()
+  id_embeddings: bool = True
   adapter_dim: int | None = None
   embedding_scale: float | None = None
   norm_width: int | None = None
@@ -80,11 +83,14 @@ class SASRec(nn.Module):
     norm_width = self.norm_width or dim
     scale = scale_of_embedding(self)
 
-    items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
+    if not (self.id_embeddings or self.feature_dims):
+      raise ValueError("without id_embeddings, items need feature_dims")
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
-    table: Any = items.table()
+    table: Any = jnp.zeros((), dtype)
+    if self.id_embeddings:
+      items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
+      table = items(jnp.arange(self.num_items)) if self.feature_dims else items.table()
     if self.feature_dims:
-      table = items(jnp.arange(self.num_items))
       for m, width in enumerate(self.feature_dims):
         known = Embed(self.num_items, width, dtype=dtype, name=f"item_features_{m}")
         hidden = Dense(self.adapter_dim or dim, dtype=dtype, name=f"adapter_{m}_up")
@@ -124,7 +130,7 @@ def make_sasrec(**sizes: Any) -> Model:
 
   Raises:
     TypeError: if a size has another name. ValueError: by `init`, if there are more or fewer sizes
-      than layers.
+      than layers, or neither ids nor features of items.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -164,7 +170,8 @@ def fold_item_features(params: Params, sizes: Sizes) -> tuple[Params, Sizes]:
   batch = {"items": one, "segments": one + 1, "positions": one}
   table = make_sasrec(**sizes).apply(params, batch).logits.table
   kept = {n: x for n, x in params.items() if not n.startswith(("item_features_", "adapter_"))}
-  plain = {n: x for n, x in sizes.items() if n not in ("feature_dims", "adapter_dim")}
+  fused = ("feature_dims", "id_embeddings", "adapter_dim")
+  plain = {n: x for n, x in sizes.items() if n not in fused}
   return {**kept, "item_embedding": {"embedding": table}}, plain
 
 
@@ -179,10 +186,11 @@ def sasrec_axes(sizes: Sizes) -> Params:
   head_dim = width_of_head(module)
   names = [f"block_{i}" for i in range(module.num_layers)]
   axes = {
-    "item_embedding": {"embedding": (None, "dim")},
     "position_embedding": {"embedding": (None, "dim")},
     "norm": norm_axes(),
   } | {name: block_axes(name, head_dim) for name in names}
+  if module.id_embeddings:
+    axes["item_embedding"] = {"embedding": (None, "dim")}
   for m in range(len(module.feature_dims)):
     axes |= {
       f"item_features_{m}": {"embedding": (None, None)},
@@ -198,4 +206,5 @@ def sasrec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   new = {"embedding_scale": scale_of_embedding(module)}
   if module.feature_dims:
     new["adapter_dim"] = params["adapter_0_up"]["kernel"].shape[1]
-  return sizes_of(module) | transformer_sizes(params, module) | new
+  new |= transformer_sizes(params, module, table="position_embedding")
+  return sizes_of(module) | new
