@@ -166,6 +166,22 @@ class ModelConfig:
     "Width of the feed-forward layers; 4 x dim when not given (a resnet: that of the stage; a "
     "text_gru's or speech_gru's states and a text_cnn's channels: --dim).",
   )
+  profile_dim: int = option(
+    0,
+    "sasrec, gru4rec, bert4rec: width of a head for users' profiles, beside recommending, which "
+    "--distill_losses=profile:0.5 teaches (as wide as the teacher's queries); 0 for none.",
+    lower=0,
+  )
+  similarity_dim: int = option(
+    0,
+    "Likewise of a head for items, whose cosines tell which are alike "
+    "(--distill_losses=similarity:0.5); 0 for none.",
+    lower=0,
+  )
+  demand: bool = option(
+    False,
+    "Likewise whether a head tells each item's share of demand (--distill_losses=demand:0.1).",
+  )
   dropout: float = option(0.2, "Dropout rate in training.", lower=0, upper=1)
 
 

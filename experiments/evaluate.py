@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import ranking, runs
+from experiments import head_terms, ranking, runs
 from experiments.tasks import Judgement
 from kdjax import cost, metrics, report
 from kdjax.flags import option
@@ -67,6 +67,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
       teacher = judgement
     else:
       row["agreement"] = agreement(judgement, teacher)
+      if judgement.heads and teacher.queries is not None:
+        row["agreement"] |= head_terms.agreement(judgement.heads, teacher.queries)
       row["against_teacher"] = compare(judgement, teacher, result["metric"], config.seed)
     if config.sampled_negatives:
       row["sampled"] = sampled(saved, judgement, config)

@@ -23,7 +23,6 @@ import optax
 from experiments import cli, fitting, rankings, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import distill_terms, learns_predictions, needs_no_tokens
-from kdjax import models
 from kdjax import prune as pruning
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
@@ -161,7 +160,7 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
     old, sizes = _take_layers(source, config.keep_layers)
   if all(share == 1 for share in shares.values()):
     return old, sizes
-  axes = getattr(models, f"{source.family}_axes")(sizes)
+  axes = runs.axes_of(source.family, sizes)
   units = pruning.axis_sizes(old, axes)
   keep = {name: max(1, round(shares[flag_of(name)] * count)) for name, count in units.items()}
   for flag, share in shares.items():
@@ -169,7 +168,7 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
       raise ValueError(f"{flag}={share}: a {source.family} has only {', '.join(sorted(units))}")
   scores = pruning.axis_scores(old, axes, pruning.magnitude(old))
   params = pruning.take_axes(old, axes, pruning.choose(scores, keep))
-  return params, getattr(models, f"{source.family}_sizes")(params, sizes)
+  return params, runs.sizes_after(source.family, params, sizes)
 
 
 # How they are named.
@@ -191,7 +190,7 @@ def _take_layers(source: runs.SavedModel, layers: tuple[int, ...]) -> tuple[Para
     params = pruning.take_layers(source.params, layers, prefix=_LAYERS[source.family])
   except ValueError as error:
     raise ValueError(f"--keep_layers={','.join(map(str, layers))}: {error}") from error
-  return params, getattr(models, f"{source.family}_sizes")(params, source.sizes)
+  return params, runs.sizes_after(source.family, params, source.sizes)
 
 
 def flag_of(axis: str) -> str:

@@ -225,6 +225,10 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     sizes["id_embeddings"] = config.id_embeddings
   elif not config.id_embeddings:
     raise ValueError("--id_embeddings=false needs --item_embeddings: items would be all alike")
+  heads = {name: getattr(config, name) for name in models.HEADS if getattr(config, name)}
+  if heads and family not in ("sasrec", "gru4rec", "bert4rec"):
+    raise ValueError(f"--{next(iter(heads))} does not fit --model={family}; it has no such heads")
+  sizes |= heads
   if config.checkpoint:
     raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):
@@ -254,8 +258,9 @@ def served(model: ModelConfig, sizes: Sizes, params: Params) -> tuple[Sizes, Par
   """What a finished training keeps, by the flags."""
   if not model.fold_item_embeddings:
     return sizes, params
-  params, sizes = models.fold_item_features(params, sizes)
-  return sizes, jax.device_get(params)
+  own, heads = models.split_heads(sizes)
+  params, own = models.fold_item_features(params, own)
+  return {**own, **heads}, jax.device_get(params)
 
 
 def _without(sizes: Sizes, *names: str) -> Sizes:
@@ -270,8 +275,22 @@ def make_model(family: str, sizes: Sizes, dtype: str = "float32") -> Model:
 @functools.lru_cache(maxsize=16)
 def _make_model(family: str, sizes: str, dtype: str) -> Model:
   # The same model is the same function, so that what was compiled for it is found again.
-  make = getattr(models, f"make_{family}")
-  return make(**_arguments(json.loads(sizes)), dtype=_DTYPES[dtype])
+  own, heads = models.split_heads(_arguments(json.loads(sizes)))
+  model = getattr(models, f"make_{family}")(**own, dtype=_DTYPES[dtype])
+  return models.with_heads(model, **heads) if heads else model
+
+
+def axes_of(family: str, sizes: Sizes) -> Params:
+  """The names of the axes of a family's params."""
+  own, heads = models.split_heads(sizes)
+  axes = getattr(models, f"{family}_axes")(own)
+  return {**axes, "heads": models.head_axes(heads)} if heads else axes
+
+
+def sizes_after(family: str, params: Params, sizes: Sizes) -> Sizes:
+  """The sizes of params that were shrunk."""
+  own, heads = models.split_heads(sizes)
+  return {**getattr(models, f"{family}_sizes")(params, own), **heads}
 
 
 def make_cached(sizes: Sizes, dtype: str = "float32") -> Cached:

@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import logit_terms, loss_terms, ranking
+from experiments import head_terms, logit_terms, loss_terms, ranking
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import View
 from experiments.negatives import negatives_loss, popularity, sampler
 from experiments.tasks import Judgement, Task, label_loss_of
-from kdjax import losses, serve
+from kdjax import losses, models, serve
 from kdjax.data import batches
 from kdjax.data.interactions import Dataset
 from kdjax.layers import segment_mask
 from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_distillation_loss
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import MASK, PAD, Array, FactoredLogits
+from kdjax.types import MASK, PAD, Array, FactoredLogits, Params
 
 LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "nce", "bce")
 MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
@@ -70,14 +70,17 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
     view = make_view(fit, groups, num_rows=len(arrays["items"]), causal=not masked)
-    return loss_terms.make_terms(loss_terms.SEQUENCE, view, distill, **counts)
+    makers = {**loss_terms.SEQUENCE, **head_terms.HEADS}
+    return loss_terms.make_terms(makers, view, distill, **counts)
 
   def judge(apply, params, part) -> Judgement:
     seen = ranking.histories(dataset, part)
     logits = serve.encode_histories(
       apply, params, seen.items, seen.offsets, length=length, ends_with_mask=masked
     )
-    return ranking.judge_factored(dataset, part, logits)
+    judgement = ranking.judge_factored(dataset, part, logits)
+    judged = part == "test" and "heads" in params
+    return _with_heads(judgement, dataset, params["heads"]) if judged else judgement
 
   def request(count: int) -> np.ndarray:
     full = np.random.default_rng(0).integers(0, dataset.num_items, (count, length))
@@ -101,6 +104,18 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     flag_terms=flag_terms,
     ends=None if masked else ends,
   )
+
+
+def _with_heads(judgement: Judgement, dataset: Dataset, heads: Params) -> Judgement:
+  """What the heads say of all users and items, and how well on the test part."""
+  assert judgement.queries is not None
+  said = models.apply_heads(heads, judgement.queries.query, judgement.queries.table)
+  seen, then = ranking.histories(dataset, "test"), dataset.split.test
+  users = np.flatnonzero((seen.lengths > 0) & (then.lengths > 0))
+  last, next_ = seen.items[seen.offsets[users + 1] - 1], then.items[then.offsets[users]]
+  counts = np.bincount(then.items, minlength=dataset.num_items)
+  scalars = judgement.scalars | head_terms.scores(said, last, next_, counts)
+  return judgement._replace(scalars=scalars, heads=said)
 
 
 def cloze(batch, key):

@@ -40,6 +40,7 @@ class Judgement(NamedTuple):
     scores: `(cases int [n]) -> float [n, V]` over the catalogue, or `[n]` for clicks, or of all
       frames of recordings `[t, C]`: what agreement with a teacher compares.
     queries: one query a user with its table, where scores factor; None elsewhere.
+    heads: what the heads of a model with several say of all users and items.
   """
 
   per_case: dict[str, np.ndarray]
@@ -47,6 +48,7 @@ class Judgement(NamedTuple):
   top_k: np.ndarray | None
   scores: Callable[[np.ndarray], Array]
   queries: FactoredLogits | None
+  heads: Mapping[str, Array] = {}
 
 
 class Task(NamedTuple):

@@ -108,7 +108,7 @@ def test_absl_flags_live_at_the_edge():
 
 def test_base_install_needs_no_extra():
   """No file of kdjax imports at its top level a package that only tests or extras install."""
-  extra = {"torch", "rax", "ranx", "sklearn", "scipy", "hypothesis", "pytest", "transformers"}
+  extra = {"torch", "rax", "ranx", "sklearn", "hypothesis", "pytest", "transformers"}
   for path in files_of("kdjax"):
     assert not {name.split(".")[0] for name in imported(path)} & extra, path.relative_to(ROOT)
 

@@ -13,6 +13,7 @@ from kdjax.models.cross_encoder import (
 from kdjax.models.decoder import decoder_axes, decoder_sizes, make_cached, make_decoder
 from kdjax.models.generate import append, generate, sample_tokens
 from kdjax.models.gru4rec import gru4rec_axes, gru4rec_sizes, make_gru4rec
+from kdjax.models.heads import HEADS, apply_heads, head_axes, split_heads, with_heads
 from kdjax.models.inherit import inherit_leaves, inherit_tables
 from kdjax.models.linen import from_linen
 from kdjax.models.mf import make_mf, mf_axes, mf_sizes
@@ -27,7 +28,9 @@ from kdjax.models.text_gru import make_text_gru, text_gru_axes, text_gru_sizes
 from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_sizes
 
 __all__ = [
+  "HEADS",
   "append",
+  "apply_heads",
   "bert4rec_axes",
   "bert4rec_sizes",
   "bert_axes",
@@ -44,6 +47,7 @@ __all__ = [
   "generate",
   "gru4rec_axes",
   "gru4rec_sizes",
+  "head_axes",
   "inherit_leaves",
   "inherit_tables",
   "make_bert",
@@ -78,6 +82,7 @@ __all__ = [
   "sasrec_sizes",
   "speech_gru_axes",
   "speech_gru_sizes",
+  "split_heads",
   "static_axes",
   "static_sizes",
   "text_cnn_axes",
@@ -86,4 +91,5 @@ __all__ = [
   "text_gru_sizes",
   "two_tower_axes",
   "two_tower_sizes",
+  "with_heads",
 ]
