@@ -368,6 +368,11 @@ class PruneConfig:
     "What makes a weight worth keeping (cubic and one_shot): its size; or sums over the steps of "
     "gradient times weight (movement), their magnitudes (saliency), or squares (fisher).",
   )
+  prune_distribution: Literal["uniform", "erdos_renyi_kernel", "global"] = option(
+    "uniform",
+    "How the sparsity spreads over the matrices: the same share of each; wide ones lose more; or the "
+    "worst of all together (cubic and one_shot).",
+  )
   keep_mlp: float = option(1.0, "Share of feed-forward width kept; the arrays shrink.", upper=1)
   keep_heads: float = option(1.0, "Share of attention heads kept; the arrays shrink.", upper=1)
   keep_dim: float = option(1.0, "Share of embedding dimensions kept; the arrays shrink.", upper=1)

@@ -42,8 +42,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     own_tokens = needs_no_tokens(config.distill)
     runs.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
   sizes = runs.model_sizes(config.model, task)
-  task, ranked = rankings.added(task, config.distill, config.fit, config.data)
-  task, shared = shared_users.added(task, config.distill, config.data)
+  task, added = add_kept(task, config.distill, config.fit, config.data)
   terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
   inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
   if config.distill.inherit_tables and teachers:
@@ -56,7 +55,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     sizes,
     config.fit,
     folder,
-    terms=terms + ranked + shared,
+    terms=terms + added,
     teachers=teachers,
     distill=config.distill,
     inherit=inherit,
@@ -74,6 +73,15 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),
   )
+
+
+def add_kept(
+  task: Task, distill: DistillConfig, fit: FitConfig, data: DataConfig
+) -> tuple[Task, list[Term]]:
+  """The task with what teachers elsewhere left on disk beside its rows, and the terms on that."""
+  task, ranked = rankings.added(task, distill, fit, data)
+  task, shared = shared_users.added(task, distill, data)
+  return task, ranked + shared
 
 
 def learns_predictions(distill: DistillConfig) -> bool:

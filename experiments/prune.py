@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, fitting, rankings, runs, texts
+from experiments import cli, fitting, runs, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
-from experiments.distill import distill_terms, learns_predictions, needs_no_tokens
+from experiments.distill import add_kept, distill_terms, learns_predictions, needs_no_tokens
 from kdjax import prune as pruning
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
@@ -48,9 +48,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   source = runs.load_model(config.model_dir, flag="--model_dir")
   task = runs.make_task(source.data, source.family)
-  task, ranked = rankings.added(task, config.distill, config.fit, source.data)
+  task, added = add_kept(task, config.distill, config.fit, source.data)
   teacher = None
-  terms = [task.label_term(config.fit, config.distill.label_weight if ranked else 1.0)]
+  terms = [task.label_term(config.fit, config.distill.label_weight if added else 1.0)]
   if config.teacher:
     teacher = runs.load_model(config.teacher, flag="--teacher")
     own_tokens = needs_no_tokens(config.distill)
@@ -63,7 +63,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     sizes,
     config.fit,
     folder,
-    terms=terms + ranked,
+    terms=terms + added,
     teachers=() if teacher is None else (teacher,),
     distill=config.distill if config.teacher else None,
     start=jax.tree.map(jnp.asarray, params),
@@ -92,11 +92,21 @@ def transform(
 ) -> optax.GradientTransformationExtraArgs:
   """The last link of the optimizer chain, on the student's leaves."""
   select = under("student", select=selected(config))
+  distribution = {
+    "uniform": pruning.uniform,
+    "erdos_renyi_kernel": pruning.erdos_renyi_kernel,
+    "global": pruning.global_sparsity,
+  }[config.prune_distribution]
   if config.prune_method in ("rigl", "set"):
     if config.prune_criterion != "magnitude":
       raise ValueError(
         f"--prune_criterion={config.prune_criterion} does not fit --prune_method="
         f"{config.prune_method}, which removes the smallest weights; leave it out"
+      )
+    if config.prune_distribution == "global":
+      raise ValueError(
+        f"--prune_distribution=global does not fit --prune_method={config.prune_method}, whose "
+        "matrices each keep as many weights throughout; use uniform or erdos_renyi_kernel"
       )
     return pruning.regrow(
       config.sparsity,
@@ -106,7 +116,7 @@ def transform(
       by_gradient=config.prune_method == "rigl",
       criterion=pruning.magnitude,  # The student is trained already.
       select=select,
-      distribution=pruning.uniform,
+      distribution=distribution,
     )
   end = last_mask(config, num_steps)
   if config.prune_method == "one_shot":
@@ -114,9 +124,11 @@ def transform(
   else:
     schedule = pruning.cubic(config.sparsity, start=0, end=end, every=config.mask_every)
   if config.prune_criterion == "magnitude":
-    return pruning.prune(schedule, select=select)
+    return pruning.prune(schedule, select=select, distribution=distribution)
   by_gradient = getattr(pruning, config.prune_criterion)
-  return pruning.prune(schedule, gradient_criterion=by_gradient, select=select)
+  return pruning.prune(
+    schedule, gradient_criterion=by_gradient, select=select, distribution=distribution
+  )
 
 
 def last_mask(config: PruneConfig, num_steps: int) -> int:

@@ -3,7 +3,9 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -51,14 +53,23 @@ def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
 
 
 @pytest.mark.parametrize(
-  ("method", "criterion"),
+  ("method", "criterion", "distribution"),
   [
-    ("one_shot", "magnitude"), ("one_shot", "saliency"), ("cubic", "movement"),
-    ("cubic", "fisher"), ("rigl", "magnitude"), ("set", "magnitude"),
+    ("one_shot", "magnitude", "global"), ("one_shot", "saliency", "uniform"),
+    ("cubic", "movement", "erdos_renyi_kernel"), ("cubic", "fisher", "global"),
+    ("rigl", "magnitude", "erdos_renyi_kernel"), ("set", "magnitude", "uniform"),
   ],
 )  # fmt: skip
-def test_every_way_to_prune_reaches_the_sparsity(trained, tmp_path, method, criterion):
-  options = PruneConfig(sparsity=0.7, prune_method=method, prune_criterion=criterion, mask_every=2)
+def test_every_way_to_prune_reaches_the_sparsity(
+  trained, tmp_path, method, criterion, distribution
+):
+  options = PruneConfig(
+    sparsity=0.7,
+    prune_method=method,
+    prune_criterion=criterion,
+    prune_distribution=distribution,
+    mask_every=2,
+  )
   teacher = str(trained())
   result = prune.run(prune.Config(teacher, teacher, prune=options, fit=tiny.FIT), tmp_path)
   # What RigL and SET have grown starts from 0: the best model may hold some of it.
@@ -72,6 +83,29 @@ def test_regrowth_takes_no_criterion():
     ValueError, match=r"--prune_criterion=fisher does not fit --prune_method=rigl"
   ):
     prune.transform(options, 10, seed=0)
+  options = PruneConfig(prune_method="set", prune_distribution="global")
+  with pytest.raises(ValueError, match=r"--prune_distribution=global does not fit"):
+    prune.transform(options, 10, seed=0)
+
+
+def test_distributions_spread_the_same_sparsity_otherwise():
+  """Uniform takes the same share of each leaf; wide leaves lose more of the other two."""
+  rng = np.random.default_rng(0)
+  shapes = {"wide": (40, 30), "thin": (4, 3)}
+  params = {"student": {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}}
+  lost = {}
+  for name in ("uniform", "erdos_renyi_kernel", "global"):
+    options = PruneConfig(sparsity=0.75, prune_method="one_shot", prune_distribution=name)
+    tx = optax.chain(optax.sgd(0.0), prune.transform(options, 10, seed=0))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params, grad=zero)
+    found = optax.apply_updates(params, updates)["student"]
+    lost[name] = {k: float(np.mean(np.asarray(x) == 0)) for k, x in found.items()}
+    total = sum(lost[name][k] * np.prod(shapes[k]) for k in shapes)
+    assert total == pytest.approx(0.75 * 1212, abs=1)
+  assert lost["uniform"] == {"wide": 0.75, "thin": 0.75}
+  assert lost["erdos_renyi_kernel"]["thin"] == 0
+  assert lost["global"]["wide"] > 0.7
 
 
 @pytest.mark.parametrize("family", ["sasrec", "gru4rec"])
