@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import studies
-from experiments import bm25, distill, evaluate, retrieval, runs, train
+from experiments import bm25, distill, evaluate, families, problems, retrieval, runs, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from kdjax import metrics
 from kdjax.report import plots
@@ -125,7 +125,7 @@ def as_it_is(data: DataConfig, model: ModelConfig, folder: pathlib.Path) -> None
   """Judges a checkpoint without any training."""
   folder.mkdir(parents=True, exist_ok=True)
   if runs.finished(folder) is None:
-    sizes = runs.model_sizes(model, runs.make_task(data, model.model))
+    sizes = families.model_sizes(model, problems.make_task(data, model.model))
     params = retrieval.start_from(model, {})
     runs.finish("train", folder, model.model, sizes, params, data, seed=0, training={})
 

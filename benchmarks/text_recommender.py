@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from benchmarks import studies
 from benchmarks.loss_study import FIT, STUDENT, Choice
 from benchmarks.recommenders import CONFIGS
-from experiments import distill, embed, fitting, runs, train
+from experiments import distill, embed, families, fitting, problems, stored, train
 from kdjax.report import plots
 
 METRICS = ("ndcg@10", "recall@20", "cold_ndcg@10", "cold_recall@20")
@@ -114,9 +114,9 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
 @functools.cache
 def judge(folder: pathlib.Path) -> dict[str, float]:
   """Test quality of a run, as today's metrics see it."""
-  saved = runs.load_model(folder, flag="--work")
-  task = runs.make_task(saved.data, saved.family)
-  apply = runs.make_model(saved.family, saved.sizes).apply
+  saved = stored.load_model(folder, flag="--work")
+  task = problems.make_task(saved.data, saved.family)
+  apply = families.make_model(saved.family, saved.sizes).apply
   found = fitting.means(task.judge(apply, saved.params, "test"))
   return {name: found[name] for name in (*METRICS, "cold_users")}
 

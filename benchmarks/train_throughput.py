@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments import runs
+from experiments import families, problems
 from experiments.config import DataConfig, FitConfig
 from kdjax.data import batches
 from kdjax.train import objective, parallel, state, step
@@ -40,12 +40,12 @@ NUM_LAYERS, NUM_HEADS, DROPOUT, RATE = 2, 1, 0.2, 1e-3
 
 def ours(config: DataConfig, dtype: str):
   """A function that takes a step and returns how many positions it trained."""
-  task = runs.make_task(config, "sasrec")
+  task = problems.make_task(config, "sasrec")
   sizes = {
     **task.sizes, "dim": FLAGS.dim, "num_layers": NUM_LAYERS, "num_heads": NUM_HEADS,
     "mlp_dim": FLAGS.dim, "dropout": DROPOUT,
   }  # fmt: skip
-  model = runs.make_model("sasrec", sizes, dtype)
+  model = families.make_model("sasrec", sizes, dtype)
   goal = objective.make_objective(model.apply, [task.label_term(FitConfig(), 1.0)])
   tx = optax.adam(RATE)
   example = jax.tree.map(jnp.asarray, task.example())
@@ -75,7 +75,7 @@ def torchs(config: DataConfig, *, gathered: bool):
 
   torch.manual_seed(0)
   torch.set_num_threads(os.cpu_count() or 1)
-  dataset = runs.load_data(config)
+  dataset = problems.load_data(config)
   train, num_items = dataset.split.train, dataset.num_items
 
   class Block(nn.Module):

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, files, masked_language, runs, texts
+from experiments import cli, families, files, masked_language, runs, stored, texts
 from experiments.config import DataConfig
 from kdjax import flags, models, serve
 from kdjax.data.text import Texts, encode, load_tokenizer, mask_id, ordinary_ids
@@ -119,13 +119,13 @@ def load_writer(config: Config) -> Writer:
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give one of --model_dir and --checkpoint, the masked language model")
   if config.model_dir:
-    saved = runs.load_model(config.model_dir, flag="--model_dir")
+    saved = stored.load_model(config.model_dir, flag="--model_dir")
     if saved.family != "bert" or saved.sizes.get("head") != "tokens":
       raise ValueError(
         f"--model_dir={config.model_dir} holds a {saved.family} that tells no hidden tokens; train "
         "a bert with --objective=masked"
       )
-    sizes, params, apply = saved.sizes, saved.params, runs.make_model("bert", saved.sizes).apply
+    sizes, params, apply = saved.sizes, saved.params, families.make_model("bert", saved.sizes).apply
   else:
     found = hub.load(config.checkpoint, head="tokens", dtype=np.float32)
     if found.family != "bert":

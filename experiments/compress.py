@@ -17,7 +17,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, distill, evaluate, prune, quantize, runs, search, train
+from experiments import cli, distill, evaluate, prune, quantize, runs, search, stored, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 from kdjax import report
 from kdjax.flags import group, option
@@ -70,7 +70,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   done = runs.finished(folder)
   if done is not None and (done["job"] == "search") != config.limits.asked():
-    raise runs.WorkdirError(
+    raise stored.WorkdirError(
       f"{folder} holds a {'search' if done['job'] == 'search' else 'run without limits'}; give "
       "another --workdir"
     )

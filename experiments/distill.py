@@ -7,7 +7,19 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, logit_terms, loss_terms, rankings, runs, shared_users, starts
+from experiments import (
+  cli,
+  families,
+  fitting,
+  logit_terms,
+  loss_terms,
+  problems,
+  rankings,
+  runs,
+  shared_users,
+  starts,
+  stored,
+)
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from experiments.loss_flags import loss_names
 from experiments.tasks import Task
@@ -35,13 +47,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   kept = config.distill.cached_rankings or config.distill.user_embeddings
   given = config.teacher or (() if kept else ("",))
-  teachers = [runs.load_model(path, flag="--teacher") for path in given]
-  runs.describe_data(config.data, config.model.model, folder)
-  task = runs.make_task(config.data, config.model.model)
+  teachers = [stored.load_model(path, flag="--teacher") for path in given]
+  problems.describe_data(config.data, config.model.model, folder)
+  task = problems.make_task(config.data, config.model.model)
   for teacher in teachers:
     own_tokens = needs_no_tokens(config.distill)
-    runs.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
-  sizes = runs.model_sizes(config.model, task)
+    stored.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
+  sizes = families.model_sizes(config.model, task)
   task, added = add_kept(task, config.distill, config.fit, config.data)
   terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
   inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
@@ -62,7 +74,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     predicts=learns_predictions(config.distill),
     name=folder.name,
   )
-  sizes, params = runs.served(config.model, sizes, fitted.params)
+  sizes, params = families.served(config.model, sizes, fitted.params)
   return runs.finish(
     "distill",
     folder,

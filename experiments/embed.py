@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, runs, texts
+from experiments import cli, problems, runs, texts
 from experiments.config import DataConfig
 from kdjax import models, serve
 from kdjax.data.errors import DataError
@@ -45,7 +45,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   if not config.checkpoint:
     raise ValueError("--checkpoint: give the folder of a pretrained encoder")
-  dataset = runs.load_data(config.data)
+  dataset = problems.load_data(config.data)
   found = item_texts(dataset, config.columns)
   there = [i for i, text in enumerate(found) if text]
   checkpoint = hub.load(config.checkpoint, head="pool", dtype=np.float32)

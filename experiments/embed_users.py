@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, runs, texts
+from experiments import cli, families, problems, runs, stored, texts
 from experiments.embed import EMBEDDINGS_FILE
 from kdjax.flags import option
 
@@ -29,13 +29,13 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  saved = runs.load_model(config.model, flag="--model")
-  task = runs.make_task(saved.data, saved.family)
-  apply = runs.make_model(saved.family, saved.sizes).apply
+  saved = stored.load_model(config.model, flag="--model")
+  task = problems.make_task(saved.data, saved.family)
+  apply = families.make_model(saved.family, saved.sizes).apply
   queries = task.judge(apply, saved.params, "valid").queries
   if queries is None:
     raise ValueError(f"--model={config.model}: a {saved.family} has no query of a user alone")
-  dataset = runs.load_data(saved.data)
+  dataset = problems.load_data(saved.data)
   known = dataset.split.train.lengths > 0
   names = np.array([str(user) for user in dataset.user_ids])[known]
   vectors = np.asarray(queries.query, np.float32)[known]

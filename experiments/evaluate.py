@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import head_terms, ranking, runs
+from experiments import families, head_terms, problems, ranking, runs, stored
 from experiments.tasks import Judgement
 from kdjax import cost, metrics, report
 from kdjax.flags import option
@@ -45,20 +45,20 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   names = config.names or tuple(pathlib.Path(model).name for model in config.models)
   if len(names) != len(config.models):
     raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
-  loaded = {model: runs.load_model(model, flag="--models") for model in config.models}
-  splits = [runs.split_of(saved.data) for saved in loaded.values()]
+  loaded = {model: stored.load_model(model, flag="--models") for model in config.models}
+  splits = [stored.split_of(saved.data) for saved in loaded.values()]
   if any(split != splits[0] for split in splits):
     raise ValueError("--models were trained on different data or splits; judge them apart")
 
   costs = measure(loaded, config)
   rows, teacher = [], None
   for name, (model, saved) in zip(names, loaded.items(), strict=True):
-    task = runs.make_task(saved.data, saved.family)
-    apply = runs.make_model(saved.family, saved.sizes).apply
+    task = problems.make_task(saved.data, saved.family)
+    apply = families.make_model(saved.family, saved.sizes).apply
     judgement = task.judge(apply, saved.params, "test")
     result = runs.finished(saved.folder)
     if result is None:
-      raise runs.WorkdirError(f"{saved.folder} is not finished: run its job again")
+      raise stored.WorkdirError(f"{saved.folder} is not finished: run its job again")
     row = {"name": name, **{k: result[k] for k in ("job", "seed", "metric", "quality", "size")}}
     # Parameters and bytes stand under `size`, where int8 scales do not count as parameters.
     measured = costs[model]._asdict()
@@ -80,14 +80,14 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def measure(loaded: dict[str, runs.SavedModel], config: Config) -> dict[str, cost.Cost]:
+def measure(loaded: dict[str, stored.SavedModel], config: Config) -> dict[str, cost.Cost]:
   """The cost of each model, timed in turns so that a noisy machine is fair to all."""
   candidates = {}
   for name, saved in loaded.items():
-    task = runs.make_task(saved.data, saved.family)
-    serve = task.serve(runs.make_model(saved.family, saved.sizes).apply)
+    task = problems.make_task(saved.data, saved.family)
+    serve = task.serve(families.make_model(saved.family, saved.sizes).apply)
     candidates[name] = cost.Candidate(
-      serve, jax.tree.map(jnp.asarray, saved.params), task.request, saved.folder / runs.MODEL_FILE
+      serve, jax.tree.map(jnp.asarray, saved.params), task.request, saved.folder / stored.MODEL_FILE
     )
   return cost.measure_many(candidates, num_requests=config.requests, num_batches=config.batches)
 
@@ -132,7 +132,7 @@ def compare(a: Judgement, b: Judgement, metric: str, seed: int) -> dict[str, Any
   return {"metric": name, **found._asdict()}
 
 
-def sampled(saved: runs.SavedModel, judgement: Judgement, config: Config) -> dict[str, float]:
+def sampled(saved: stored.SavedModel, judgement: Judgement, config: Config) -> dict[str, float]:
   """Metrics against sampled negatives, by names that say so.
 
   Raises:
@@ -141,7 +141,7 @@ def sampled(saved: runs.SavedModel, judgement: Judgement, config: Config) -> dic
   if judgement.queries is None:
     raise ValueError(f"--sampled_negatives does not fit a {saved.family} model")
   return ranking.sampled(
-    runs.load_data(saved.data),
+    problems.load_data(saved.data),
     judgement.queries,
     num_negatives=config.sampled_negatives,
     seed=config.seed,

@@ -13,7 +13,8 @@ import optax
 
 from experiments import adapters
 from experiments.config import DistillConfig, FitConfig
-from experiments.runs import SavedModel, make_cached, make_model, serves_integers
+from experiments.families import make_cached, make_model, serves_integers
+from experiments.stored import SavedModel
 from experiments.tasks import Judgement, Task
 from experiments.teachers import join_teachers
 from experiments.validation import LOSS, make_valid_loss

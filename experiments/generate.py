@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, files, runs, texts
+from experiments import cli, families, files, runs, stored, texts
 from experiments.config import DataConfig
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
@@ -129,8 +129,8 @@ def load_writer(config: Config) -> Writer:
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give either --model_dir or --checkpoint: the decoder that writes")
   if config.model_dir:
-    saved = runs.load_model(config.model_dir, flag="--model_dir")
-    runs.check_split(saved, config.data, flag="--model_dir")
+    saved = stored.load_model(config.model_dir, flag="--model_dir")
+    stored.check_split(saved, config.data, flag="--model_dir")
     flag, family, sizes, params = "--model_dir", saved.family, saved.sizes, saved.params
   else:
     found = hub.load(config.checkpoint, head="tokens", dtype=np.float32)
@@ -140,7 +140,7 @@ def load_writer(config: Config) -> Writer:
   own = config.model_dir or config.data.tokenizer or config.checkpoint
   tokenizer = load_tokenizer(own)
   params = jax.tree.map(jnp.asarray, params)
-  cached, stop = runs.make_cached(sizes), text_frame(tokenizer)[1]
+  cached, stop = families.make_cached(sizes), text_frame(tokenizer)[1]
 
   @jax.jit
   def go_on(params: Params, rows: Batch, key: Array) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, fitting, runs, texts
+from experiments import cli, families, fitting, problems, runs, stored, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import add_kept, distill_terms, learns_predictions, needs_no_tokens
 from kdjax import prune as pruning
@@ -46,15 +46,15 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  source = runs.load_model(config.model_dir, flag="--model_dir")
-  task = runs.make_task(source.data, source.family)
+  source = stored.load_model(config.model_dir, flag="--model_dir")
+  task = problems.make_task(source.data, source.family)
   task, added = add_kept(task, config.distill, config.fit, source.data)
   teacher = None
   terms = [task.label_term(config.fit, config.distill.label_weight if added else 1.0)]
   if config.teacher:
-    teacher = runs.load_model(config.teacher, flag="--teacher")
+    teacher = stored.load_model(config.teacher, flag="--teacher")
     own_tokens = needs_no_tokens(config.distill)
-    runs.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
+    stored.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
   fitted = fitting.fit_model(
@@ -158,7 +158,7 @@ def sparsity(params: Params, select: Select) -> float:
   return float(sum((leaf == 0).sum() for leaf in leaves) / sum(leaf.size for leaf in leaves))
 
 
-def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]:
+def shrink(source: stored.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]:
   """The model without its least important structures, and its new sizes.
 
   Raises:
@@ -172,7 +172,7 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
     old, sizes = _take_layers(source, config.keep_layers)
   if all(share == 1 for share in shares.values()):
     return old, sizes
-  axes = runs.axes_of(source.family, sizes)
+  axes = families.axes_of(source.family, sizes)
   units = pruning.axis_sizes(old, axes)
   keep = {name: max(1, round(shares[flag_of(name)] * count)) for name, count in units.items()}
   for flag, share in shares.items():
@@ -180,7 +180,7 @@ def shrink(source: runs.SavedModel, config: PruneConfig) -> tuple[Params, Sizes]
       raise ValueError(f"{flag}={share}: a {source.family} has only {', '.join(sorted(units))}")
   scores = pruning.axis_scores(old, axes, pruning.magnitude(old))
   params = pruning.take_axes(old, axes, pruning.choose(scores, keep))
-  return params, runs.sizes_after(source.family, params, sizes)
+  return params, families.sizes_after(source.family, params, sizes)
 
 
 # How they are named.
@@ -195,14 +195,14 @@ _LAYERS = {
 }
 
 
-def _take_layers(source: runs.SavedModel, layers: tuple[int, ...]) -> tuple[Params, Sizes]:
+def _take_layers(source: stored.SavedModel, layers: tuple[int, ...]) -> tuple[Params, Sizes]:
   if source.family not in _LAYERS:
     raise ValueError(f"--keep_layers: a {source.family} has no layers of one shape")
   try:
     params = pruning.take_layers(source.params, layers, prefix=_LAYERS[source.family])
   except ValueError as error:
     raise ValueError(f"--keep_layers={','.join(map(str, layers))}: {error}") from error
-  return params, runs.sizes_after(source.family, params, source.sizes)
+  return params, families.sizes_after(source.family, params, source.sizes)
 
 
 def flag_of(axis: str) -> str:

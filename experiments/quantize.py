@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from experiments import cli, runs
+from experiments import cli, families, problems, runs, stored
 from experiments.config import FitConfig
 from kdjax import quant
 from kdjax.flags import option
@@ -53,14 +53,14 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  source = runs.load_model(config.model_dir, flag="--model_dir")
+  source = stored.load_model(config.model_dir, flag="--model_dir")
   params: Params = source.params
   training: dict[str, Any] = {}
   if config.mixed_mb is not None:
     params, training = _mixed(source, config)
   params = quant.quantize_params(
     params,
-    select=lambda path, leaf: config.mixed_mb is None and runs.serves_integers(path, leaf),
+    select=lambda path, leaf: config.mixed_mb is None and families.serves_integers(path, leaf),
     bits=config.bits,
     group=config.group or None,
     affine=config.affine,
@@ -79,7 +79,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   )
 
 
-def _mixed(source: runs.SavedModel, config: Config) -> tuple[Params, dict[str, Any]]:
+def _mixed(source: stored.SavedModel, config: Config) -> tuple[Params, dict[str, Any]]:
   """Params with a precision for every weight, and which.
 
   Raises:
@@ -89,7 +89,7 @@ def _mixed(source: runs.SavedModel, config: Config) -> tuple[Params, dict[str, A
     _training_loss(source),
     jax.tree.map(jnp.asarray, source.params),
     precisions=("float16", "int8", "int4"),
-    select=runs.serves_integers,
+    select=families.serves_integers,
     group=config.group or None,
   )
   assert config.mixed_mb is not None
@@ -101,15 +101,15 @@ def _mixed(source: runs.SavedModel, config: Config) -> tuple[Params, dict[str, A
   return mixed, {"precisions": chosen, "sensitivity": [one._asdict() for one in found]}
 
 
-def _training_loss(source: runs.SavedModel, rows: int = 64) -> Callable[[Params], Array]:
+def _training_loss(source: stored.SavedModel, rows: int = 64) -> Callable[[Params], Array]:
   """The label loss on the first training rows, without dropout."""
-  task = runs.make_task(source.data, source.family)
+  task = problems.make_task(source.data, source.family)
   fit, key = FitConfig(), jax.random.key(0)
   some = {name: jnp.asarray(values[:rows]) for name, values in task.arrays.items()}
   augment = task.augment(fit)
   batch = some if augment is None else augment(some, key)
   term = task.label_term(fit, 1.0)
-  goal = make_objective(runs.make_model(source.family, source.sizes).apply, [term])
+  goal = make_objective(families.make_model(source.family, source.sizes).apply, [term])
 
   def loss_fn(params: Params) -> Array:
     means, _ = goal.means({"student": params, "helpers": {}}, None, batch, None, {})

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from experiments import cli, rankings, runs
+from experiments import cli, families, problems, rankings, runs, stored
 from experiments.config import DataConfig
 from experiments.embed import item_texts
 from kdjax import models, serve
@@ -73,10 +73,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   if "{history}" not in config.prompt:
     raise ValueError(f"--prompt={config.prompt!r} has no {{history}} in it")
-  dataset = runs.load_data(config.data)
+  dataset = problems.load_data(config.data)
   titles = item_texts(dataset, config.columns)
   score = _scorer(config)
-  first = runs.load_model(config.candidates_from, flag="--candidates_from")
+  first = stored.load_model(config.candidates_from, flag="--candidates_from")
   users, lists, best = propose(dataset, first, config)
   parts = range(0, len(users), USERS_PER_PART)
   (folder / "parts").mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
 
 
 def propose(
-  dataset: Dataset, first: runs.SavedModel, config: Config
+  dataset: Dataset, first: stored.SavedModel, config: Config
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
   """The users, what they did before their last training event, and the first model's best items.
 
@@ -125,7 +125,7 @@ def propose(
     )
   lists = [train.items[train.offsets[u] : train.offsets[u + 1] - 1] for u in users]
   items, offsets = np.concatenate(lists), np.r_[0, np.cumsum([len(x) for x in lists])]
-  apply = runs.make_model(first.family, first.sizes).apply
+  apply = families.make_model(first.family, first.sizes).apply
   params = jax.tree.map(jnp.asarray, first.params)
   queries = serve.encode_histories(
     apply, params, items, offsets, length=first.sizes.get("max_length", config.data.max_length)
@@ -141,8 +141,8 @@ def _scorer(config: Config) -> Callable[[list[list[str]], list[list[str]]], np.n
   if not config.checkpoint:
     raise ValueError("--checkpoint: give the folder of a language model")
   folder = pathlib.Path(config.checkpoint)
-  if (folder / runs.MODEL_FILE).exists() and (folder / runs.RESULT_FILE).exists():
-    saved = runs.load_model(folder, flag="--checkpoint")
+  if (folder / stored.MODEL_FILE).exists() and (folder / runs.RESULT_FILE).exists():
+    saved = stored.load_model(folder, flag="--checkpoint")
     family, sizes, params = saved.family, saved.sizes, saved.params
   else:
     found = hub.load(folder, head="tokens", dtype=np.float32)

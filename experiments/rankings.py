@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import files, runs
+from experiments import files, problems
 from experiments.candidate_terms import importance
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import logits_at
@@ -119,7 +119,7 @@ def added(
     raise ValueError(f"--cached_rankings fit causal sequence models, not the {task.name} task")
   if not distill.ranking_weight:
     raise ValueError("--ranking_weight=0 learns nothing from --cached_rankings")
-  rows = rows_of(read(distill.cached_rankings), runs.load_data(data), task)
+  rows = rows_of(read(distill.cached_rankings), problems.load_data(data), task)
   task = task._replace(arrays={**task.arrays, **rows})
   return task, [_term(distill, fit)]
 

@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import distill, evaluate, fitting, prune, quantize, runs
+from experiments import (
+  distill,
+  evaluate,
+  families,
+  fitting,
+  problems,
+  prune,
+  quantize,
+  runs,
+  stored,
+)
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 from experiments.tasks import Task
 from kdjax import cost, quant, report, store
@@ -108,7 +118,7 @@ def run(search: SearchConfig, setup: Setup, folder: pathlib.Path) -> dict[str, A
   trials = all_trials(search, setup)
   planned = plan(trials, setup, folder / PLANNED)
   left = dict(ruled_out(search, planned))
-  task = runs.make_task(setup.data, setup.student.model)
+  task = problems.make_task(setup.data, setup.student.model)
   steps = {"distill": fitting.count_steps(task, setup.fit)}
   steps["prune"] = fitting.count_steps(task, setup.recovery)
   reference = validated(setup.teacher, folder / "teacher.json")
@@ -126,7 +136,7 @@ def run(search: SearchConfig, setup: Setup, folder: pathlib.Path) -> dict[str, A
     train_trial(trial, setup, folder / "trials")
     path = folder / "trials" / trial.name
     value = validated(path, path / "valid.json")
-    size = (path / runs.MODEL_FILE).stat().st_size
+    size = (path / stored.MODEL_FILE).stat().st_size
     found[trial.name] = {"valid": value, "drop": 1 - value / reference, "bytes": size}
     print(f"{trial.name}: {size / 1e6:.3f} MB, validation {value:.4f}, "
           f"{found[trial.name]['drop']:.1%} less than the teacher", flush=True)  # fmt: skip
@@ -179,11 +189,11 @@ def plan(trials: Sequence[Trial], setup: Setup, path: pathlib.Path) -> dict[str,
   new = [trial for trial in trials if trial.name not in planned]
   print(f"timing {len(new)} untrained models", flush=True)
   candidates = {}
-  task = runs.make_task(setup.data, setup.student.model)
+  task = problems.make_task(setup.data, setup.student.model)
   for trial in new:
     params, sizes = _untrained(trial, setup, task)
     planned[trial.name] = {"bytes": float(store.predict_bytes(params))}
-    serve = jax.jit(task.serve(runs.make_model(setup.student.model, sizes).apply))
+    serve = jax.jit(task.serve(families.make_model(setup.student.model, sizes).apply))
     candidates[_timed_as(trial)] = (serve, params, task.request(1))
   calls = {
     name: lambda serve=serve, params=params, request=request: serve(params, request)
@@ -261,9 +271,9 @@ def train_trial(trial: Trial, setup: Setup, folder: pathlib.Path) -> None:
 def validated(model_dir: str | pathlib.Path, path: pathlib.Path) -> float:
   """The metric of a finished model on the validation part: what a search may look at."""
   if not path.exists():
-    saved = runs.load_model(model_dir, flag="--teacher_dir")
-    task = runs.make_task(saved.data, saved.family)
-    apply = runs.make_model(saved.family, saved.sizes).apply
+    saved = stored.load_model(model_dir, flag="--teacher_dir")
+    task = problems.make_task(saved.data, saved.family)
+    apply = families.make_model(saved.family, saved.sizes).apply
     means = fitting.means(task.judge(apply, saved.params, "valid"))
     _write(path, {"metric": task.metric, "value": means[task.metric]})
   return json.loads(path.read_text(encoding="utf-8"))["value"]
@@ -280,7 +290,7 @@ def judge(setup: Setup, names: Sequence[str], folder: pathlib.Path) -> dict[str,
   )
   try:
     return evaluate.run(config, folder / "evaluation")
-  except runs.WorkdirError:  # Of a search with other trials: measured again, all side by side.
+  except stored.WorkdirError:  # Of a search with other trials: measured again, all side by side.
     shutil.rmtree(folder / "evaluation")
     return evaluate.run(config, folder / "evaluation")
 
@@ -358,13 +368,13 @@ def _timed_as(trial: Trial) -> str:
 
 def _untrained(trial: Trial, setup: Setup, task: Task) -> tuple[Params, Sizes]:
   """Fresh params, shrunk, masked and rounded as the trained ones would be."""
-  family, sizes = setup.student.model, runs.model_sizes(_model_of(trial, setup), task)
+  family, sizes = setup.student.model, families.model_sizes(_model_of(trial, setup), task)
   rows = {name: jnp.asarray(values[:1]) for name, values in task.arrays.items()}
   augment, key = task.augment(setup.fit), jax.random.key(0)
   batch = rows if augment is None else augment(rows, key)
-  params = runs.make_model(family, sizes).init(key, batch)
+  params = families.make_model(family, sizes).init(key, batch)
   if trial.recovered != trial.student:
-    source = runs.SavedModel(pathlib.Path(), family, sizes, params, setup.data)
+    source = stored.SavedModel(pathlib.Path(), family, sizes, params, setup.data)
     params, sizes = prune.shrink(source, setup.prune)
     select = prune.selected(setup.prune)
     scores = pruning.magnitude(params)
@@ -372,7 +382,7 @@ def _untrained(trial: Trial, setup: Setup, task: Task) -> tuple[Params, Sizes]:
     params = pruning.apply_masks(params, masks)
   if trial.bits < 32:
     params = quant.quantize_params(
-      params, select=runs.serves_integers, bits=trial.bits, rest_dtype="float16"
+      params, select=families.serves_integers, bits=trial.bits, rest_dtype="float16"
     )
   return params, sizes
 
@@ -387,7 +397,7 @@ def _leave_best(name: str | None, folder: pathlib.Path) -> None:
   shutil.rmtree(best, ignore_errors=True)
   if name is not None:
     best.mkdir()
-    for file in (runs.MODEL_FILE, runs.RESULT_FILE):
+    for file in (stored.MODEL_FILE, runs.RESULT_FILE):
       shutil.copy(folder / "trials" / name / file, best / file)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs, texts
+from experiments import problems, texts
 from experiments.config import DataConfig, DistillConfig
 from experiments.tasks import Task
 from kdjax import losses
@@ -27,7 +27,9 @@ def added(task: Task, distill: DistillConfig, data: DataConfig) -> tuple[Task, l
     raise ValueError("--user_weight=0 learns nothing from --user_embeddings")
   ids, vectors = texts.read_embeddings(distill.user_embeddings, flag="--user_embeddings")
   row_of = {name: row for row, name in enumerate(ids.tolist())}
-  rows = np.array([row_of.get(str(user), -1) for user in runs.load_data(data).user_ids], np.int32)
+  rows = np.array(
+    [row_of.get(str(user), -1) for user in problems.load_data(data).user_ids], np.int32
+  )
   print(f"--user_embeddings: {(rows >= 0).sum():,} of {len(rows):,} users are shared", flush=True)
   if (rows < 0).all():
     raise ValueError(f"--user_embeddings={distill.user_embeddings} knows none of the log's users")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import retrieval, runs, texts
+from experiments import problems, retrieval, stored, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import SEARCH_FAMILIES
 from kdjax import models, tree
@@ -13,7 +13,7 @@ from kdjax.types import Params, Path
 
 def start_from(model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params) -> Params:
   """Fresh params with what the flags say of pretrained ones; the rest are the very same arrays."""
-  item_ids: Sequence[Any] = list(runs.load_data(data).item_ids) if model.item_embeddings else ()
+  item_ids: Sequence[Any] = list(problems.load_data(data).item_ids) if model.item_embeddings else ()
   if model.model in SEARCH_FAMILIES:
     params = retrieval.start_from(model, params)
   else:
@@ -27,10 +27,10 @@ def _from_run(model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params
   Raises:
     ValueError: if nothing does, or the run has seen what this one is tested on.
   """
-  source = runs.load_model(model.start, flag="--start")
-  if (words := runs.tokenizer_of(data, model.model)) is not None:
+  source = stored.load_model(model.start, flag="--start")
+  if (words := problems.tokenizer_of(data, model.model)) is not None:
     texts.check_tokenizer(data, source.folder, words)
-  if changed := runs.other_split(source.data, data):
+  if changed := stored.other_split(source.data, data):
     raise ValueError(f"--start={model.start} was trained on another split of the data: {changed}")
   # Heads of two kinds may share names and shapes, but not what they are for.
   other_head = source.sizes.get("head") != sizes.get("head")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import DistillConfig, FitConfig
-from experiments.runs import SavedModel, make_model
+from experiments.families import make_model
+from experiments.stored import SavedModel
 from experiments.tasks import Task, predict
 from kdjax import serve
 from kdjax.train import teacher_queries, teacher_targets, teacher_tokens

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, fitting, runs, starts
+from experiments import cli, families, fitting, problems, runs, starts
 from experiments.config import DataConfig, FitConfig, ModelConfig
 from kdjax.flags import group
 
@@ -26,9 +26,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  runs.describe_data(config.data, config.model.model, folder)
-  task = runs.make_task(config.data, config.model.model)
-  sizes = runs.model_sizes(config.model, task)
+  problems.describe_data(config.data, config.model.model, folder)
+  task = problems.make_task(config.data, config.model.model)
+  sizes = families.model_sizes(config.model, task)
   fitted = fitting.fit_model(
     task,
     config.model.model,
@@ -39,7 +39,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     inherit=lambda params: starts.start_from(config.model, config.data, sizes, params),
     name=folder.name,
   )
-  sizes, params = runs.served(config.model, sizes, fitted.params)
+  sizes, params = families.served(config.model, sizes, fitted.params)
   return runs.finish(
     "train",
     folder,

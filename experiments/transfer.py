@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli, runs, texts
+from experiments import cli, problems, runs, stored, texts
 from experiments.config import DataConfig
 from kdjax import models, quant
 from kdjax.data import ids
@@ -44,7 +44,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  saved = runs.load_model(config.model, flag="--model")
+  saved = stored.load_model(config.model, flag="--model")
   if saved.family not in FAMILIES:
     raise ValueError(f"--model={config.model} is a {saved.family}; use {' or '.join(FAMILIES)}")
   if any(map(quant.is_qtensor, jax.tree.leaves(saved.params, is_leaf=quant.is_qtensor))):
@@ -57,8 +57,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     )
   # The model has learned as many positions as it was trained with.
   data = dataclasses.replace(config.data, max_length=saved.data.max_length)
-  runs.describe_data(data, saved.family, folder)
-  items = [str(item) for item in runs.load_data(data).item_ids]
+  problems.describe_data(data, saved.family, folder)
+  items = [str(item) for item in problems.load_data(data).item_ids]
   rows = np.full(len(items), -1, np.int64)
   if config.shared_items:
     row_of = {str(item): row for row, item in enumerate(ids.load_ids(saved.folder / "ids")[1])}

@@ -17,10 +17,11 @@ from experiments import (
   compress,
   distill,
   evaluate,
+  families,
   prune,
   quantize,
   report,
-  runs,
+  stored,
   train,
 )
 from experiments.config import PruneConfig
@@ -51,9 +52,10 @@ def test_frozen_parameters_stay(trained, tmp_path):
   config = tiny.train_config(freeze=("item_embedding", "block_0/attention"))
   train.run(config, tmp_path / "frozen")
   free, kept = (
-    runs.load_model(folder, flag="--").params for folder in (trained("sasrec"), tmp_path / "frozen")
+    stored.load_model(folder, flag="--").params
+    for folder in (trained("sasrec"), tmp_path / "frozen")
   )
-  first = runs.make_model("sasrec", runs.load_model(tmp_path / "frozen", flag="--").sizes)
+  first = families.make_model("sasrec", stored.load_model(tmp_path / "frozen", flag="--").sizes)
   rows = {name: jnp.zeros([1, 4], jnp.int32) for name in ("items", "segments", "positions")}
   start = first.init(jax.random.split(jax.random.key(0), 3)[0], rows)
   for path, same in (
@@ -78,7 +80,7 @@ def test_families_prune_and_quantize(trained, tmp_path, family):
   assert pruned["size"]["parameters"] < before["parameters"]
   int8 = quantize.run(quantize.Config(str(tmp_path / "pruned")), tmp_path / "int8")
   assert int8["size"]["bytes"] < pruned["size"]["bytes"] < before["bytes"]
-  params = runs.load_model(tmp_path / "int8", flag="--").params
+  params = stored.load_model(tmp_path / "int8", flag="--").params
   leaves = jax.tree.leaves(params, is_leaf=quant.is_qtensor)
   assert any(quant.is_qtensor(leaf) for leaf in leaves)
   config = quantize.Config(str(tmp_path / "pruned"), bits=4, rest_dtype="float16")
@@ -140,7 +142,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained, tm
   train.run(config, tmp_path / "again")
   train.run(tiny.train_config(seed=1), tmp_path / "other")
   same, again, other = (
-    runs.load_model(path, flag="--").params
+    stored.load_model(path, flag="--").params
     for path in (trained(), tmp_path / "again", tmp_path / "other")
   )
   equal = lambda a, b: all(  # noqa: E731
@@ -182,8 +184,8 @@ def test_inherited_tables_are_where_training_starts(trained, tmp_path):
   fit = dataclasses.replace(tiny.FIT, epochs=1, learning_rate=0.0)
   config = tiny.distill_config(trained(), inherit_tables=True, fit=fit)
   distill.run(config, tmp_path)
-  table = runs.load_model(tmp_path, flag="--").params["item_embedding"]["embedding"]
-  wide = runs.load_model(trained(), flag="--").params["item_embedding"]["embedding"]
+  table = stored.load_model(tmp_path, flag="--").params["item_embedding"]["embedding"]
+  wide = stored.load_model(trained(), flag="--").params["item_embedding"]["embedding"]
   # What 8 of 16 columns keep is most of the table, and nothing is added to it.
   kept = np.linalg.norm(table) ** 2 / np.linalg.norm(wide) ** 2
   assert 0.5 < kept <= 1 + 1e-5
@@ -195,7 +197,7 @@ def test_distillation_losses_with_a_hint(trained, tmp_path, loss):
   distill.run(config, tmp_path)
   line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
   assert {f"train/distill_{loss}", "train/hint", "train/cross_entropy"} <= set(line)
-  params = runs.load_model(tmp_path, flag="--").params
+  params = stored.load_model(tmp_path, flag="--").params
   assert "helpers" not in params
   assert "student" not in params
 
@@ -222,7 +224,7 @@ def test_evaluate_and_report(trained, tmp_path, capsys):
 
 
 def test_a_workdir_of_other_flags_is_refused(trained):
-  with pytest.raises(runs.WorkdirError, match=r"--seed was 0, is 7"):
+  with pytest.raises(stored.WorkdirError, match=r"--seed was 0, is 7"):
     train.run(tiny.train_config(seed=7), trained())
 
 
@@ -233,7 +235,7 @@ def test_a_workdir_of_other_flags_is_refused(trained):
   lambda folder: evaluate.run(evaluate.Config((str(folder / "nothing"),)), folder / "x"),
 ])  # fmt: skip
 def test_a_missing_model_names_the_flag(tmp_path, make):
-  with pytest.raises(runs.WorkdirError, match=r"--(teacher|model_dir|models): no model"):
+  with pytest.raises(stored.WorkdirError, match=r"--(teacher|model_dir|models): no model"):
     make(tmp_path)
 
 
@@ -263,11 +265,11 @@ def test_a_teacher_of_another_split_is_refused(trained, tmp_path):
 
 def test_the_length_of_training_is_fixed_where_it_matters(tmp_path):
   train.run(tiny.train_config(), tmp_path / "done")
-  with pytest.raises(runs.WorkdirError, match="--epochs was 2, is 4"):
+  with pytest.raises(stored.WorkdirError, match="--epochs was 2, is 4"):
     train.run(tiny.train_config(epochs=4), tmp_path / "done")
   train.run(tiny.train_config(schedule="cosine"), tmp_path / "cosine")
   (tmp_path / "cosine" / "result.json").unlink()
-  with pytest.raises(runs.WorkdirError, match="--epochs was 2, is 4"):
+  with pytest.raises(stored.WorkdirError, match="--epochs was 2, is 4"):
     train.run(tiny.train_config(schedule="cosine", epochs=4), tmp_path / "cosine")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import distill, embed, prune, quantize, runs, train
+from experiments import distill, embed, problems, prune, quantize, stored, train
 from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
 from experiments.ranking import cold_start
 from kdjax.data import text
@@ -69,8 +69,8 @@ def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
   config = train.Config(data_of(log), model, tiny.FIT)
   taught = train.run(config, tmp_path / "teacher")
   assert taught["sizes"]["feature_dims"] == [8]
-  teacher = runs.load_model(tmp_path / "teacher", flag="--teacher")
-  dataset = runs.load_data(data_of(log))
+  teacher = stored.load_model(tmp_path / "teacher", flag="--teacher")
+  dataset = problems.load_data(data_of(log))
   with np.load(embedded / "embeddings.npz", allow_pickle=False) as found:
     row_of = dict(zip(found["ids"].tolist(), found["embeddings"], strict=True))
   kept = teacher.params["item_features_0"]["embedding"]
@@ -85,7 +85,7 @@ def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
     tmp_path / "student",
   )
   assert "feature_dims" not in made["sizes"]
-  student = runs.load_model(tmp_path / "student", flag="--").params
+  student = stored.load_model(tmp_path / "student", flag="--").params
   assert set(student) == {"item_embedding", "position_embedding", "block_0", "norm"}
   pruned = prune.run(
     prune.Config(
@@ -96,7 +96,7 @@ def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
     tmp_path / "pruned",
   )
   assert pruned["sizes"]["adapter_dim"] == 8
-  small = runs.load_model(tmp_path / "pruned", flag="--").params
+  small = stored.load_model(tmp_path / "pruned", flag="--").params
   np.testing.assert_array_equal(small["item_features_0"]["embedding"], kept)
   quantize.run(quantize.Config(str(tmp_path / "pruned")), tmp_path / "int8")
 

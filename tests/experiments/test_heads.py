@@ -10,7 +10,17 @@ import pytest
 import tiny
 from scipy import stats
 
-from experiments import distill, evaluate, head_terms, prune, quantize, runs, train
+from experiments import (
+  distill,
+  evaluate,
+  families,
+  head_terms,
+  problems,
+  prune,
+  quantize,
+  stored,
+  train,
+)
 from experiments.config import PruneConfig
 from kdjax import models, quant
 from kdjax.train.writers import read_jsonl
@@ -85,13 +95,13 @@ def test_heads_learn_and_stay_through_pruning_and_int8(trained, tmp_path):
   for name in ("profile", "similarity", "demand"):
     assert lines[-1][f"train/{name}"] < lines[0][f"train/{name}"]
   assert {"similar_hit@10", "demand_spearman"} <= set(result["quality"])
-  saved = runs.load_model(tmp_path / "student", flag="--")
+  saved = stored.load_model(tmp_path / "student", flag="--")
   assert set(saved.params["heads"]) == {"profile", "similarity", "demand"}
   options = PruneConfig(sparsity=0.0, keep_dim=0.5)
   config = prune.Config(str(tmp_path / "student"), prune=options, fit=tiny.FIT)
   prune.run(config, tmp_path / "small")
   quantize.run(quantize.Config(str(tmp_path / "small")), tmp_path / "int8")
-  heads = runs.load_model(tmp_path / "int8", flag="--").params["heads"]
+  heads = stored.load_model(tmp_path / "int8", flag="--").params["heads"]
   assert quant.is_qtensor(heads["profile"]["kernel"])
   assert heads["profile"]["kernel"].shape == (4, 16)
   folders = [str(trained()), *(str(tmp_path / name) for name in ("student", "int8"))]
@@ -110,11 +120,11 @@ def test_demand_is_the_sum_of_the_teachers_probabilities(trained, tmp_path):
   config = tiny.distill_config(trained(), fit=fit, label_weight=0.0, distill_losses=("demand:1",))
   config = dataclasses.replace(config, model=dataclasses.replace(tiny.STUDENT, demand=True))
   distill.run(config, tmp_path)
-  task = runs.make_task(tiny.DATA, "sasrec")
+  task = problems.make_task(tiny.DATA, "sasrec")
   judged = []
   for folder in (trained(), tmp_path):
-    saved = runs.load_model(folder, flag="--")
-    apply = runs.make_model(saved.family, saved.sizes).apply
+    saved = stored.load_model(folder, flag="--")
+    apply = families.make_model(saved.family, saved.sizes).apply
     judged.append(task.judge(apply, saved.params, "test"))
   share = np.asarray(jax.nn.softmax(judged[0].queries.dense(), axis=-1)).sum(axis=0)
   assert stats.spearmanr(judged[1].heads["demand"], share).statistic > 0.5

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import tiny
 
-from experiments import distill, generate, runs, texts
+from experiments import distill, families, generate, problems, stored, texts
 from experiments.config import DistillConfig
 from experiments.teachers import join_teachers
 from kdjax import losses
@@ -24,11 +24,11 @@ OTHER = dataclasses.replace(tiny.TEXTS, vocab_size=300, max_length=20)
 
 def made(folder, data, family="decoder"):
   """A teacher that has learned nothing: as good as any to be learned from."""
-  task = runs.make_task(data, family)
-  sizes = runs.model_sizes(dataclasses.replace(tiny.TEACHER, model=family), task)
+  task = problems.make_task(data, family)
+  sizes = families.model_sizes(dataclasses.replace(tiny.TEACHER, model=family), task)
   batch = {name: jnp.asarray(values[:1]) for name, values in task.arrays.items()}
-  params = jax.jit(runs.make_model(family, sizes).init)(jax.random.key(0), batch)
-  runs.save_model(folder, family, sizes, jax.tree.map(lambda x: 3 * x, params), data)
+  params = jax.jit(families.make_model(family, sizes).init)(jax.random.key(0), batch)
+  stored.save_model(folder, family, sizes, jax.tree.map(lambda x: 3 * x, params), data)
   if family == "decoder":
     texts.save_tokenizer(data, folder, texts.tokenizer(data))
   return folder
@@ -59,9 +59,9 @@ def test_on_policy_by_flags(teacher, tmp_path):
   assert np.isfinite(line["train/policy"])
   assert all(line[f"train/{entry.split(':')[0]}"] > 0 for entry in entries[:2])
   assert (
-    distill.distill_terms(runs.make_task(tiny.TEXTS, "decoder"), DistillConfig(on_policy=0.5), FIT)[
-      0
-    ].name
+    distill.distill_terms(
+      problems.make_task(tiny.TEXTS, "decoder"), DistillConfig(on_policy=0.5), FIT
+    )[0].name
     == "cross_entropy"
   )  # Apart from the KL, as it may be left out.
 
@@ -69,12 +69,12 @@ def test_on_policy_by_flags(teacher, tmp_path):
 @pytest.mark.parametrize("family", ["decoder", "sasrec"])
 def test_the_best_logits_of_all_are_the_live_teacher(family, tmp_path, capsys):
   data = tiny.data_for(family)
-  task = runs.make_task(data, family)
-  saved = runs.load_model(made(tmp_path, data, family), flag="--teacher")
+  task = problems.make_task(data, family)
+  saved = stored.load_model(made(tmp_path, data, family), flag="--teacher")
   size = task.sizes["vocab_size" if family == "decoder" else "num_items"]
   rows, length = task.arrays["labels"].shape
-  sizes = runs.model_sizes(dataclasses.replace(tiny.STUDENT, model=family), task)
-  own = runs.make_model(family, sizes)
+  sizes = families.model_sizes(dataclasses.replace(tiny.STUDENT, model=family), task)
+  own = families.make_model(family, sizes)
   batch = {name: jnp.asarray(values[-3:]) for name, values in task.arrays.items()}
   student = jax.jit(lambda batch: own.apply(own.init(jax.random.key(1), batch), batch))(batch)
 
@@ -113,7 +113,7 @@ def test_a_teacher_of_other_tokens(stranger, tmp_path):
 
 def test_rows_beside_hold_the_same_texts(stranger):
   """By hand: each text encoded alone by both tokenizers, and judged alone by the teacher."""
-  task = runs.make_task(tiny.TEXTS, "decoder")
+  task = problems.make_task(tiny.TEXTS, "decoder")
   rows = task.retokenize(stranger, OTHER.max_length)
   other = load_tokenizer(stranger / "tokenizer.json")
   mine = texts.tokenizer(tiny.TEXTS)
@@ -132,8 +132,8 @@ def test_rows_beside_hold_the_same_texts(stranger):
       np.testing.assert_array_equal(places, np.where(number < theirs.sum(), first + number, -1))
   assert sorted(found) == expected
   assert (rows["places"][arrays["segments"] == 0] == -1).all()
-  saved = runs.load_model(stranger, flag="--teacher")
-  model = runs.make_model(saved.family, saved.sizes)
+  saved = stored.load_model(stranger, flag="--teacher")
+  model = families.make_model(saved.family, saved.sizes)
   batch = {f"teacher_{name}": jnp.asarray(values[:2]) for name, values in rows.items()}
   beside = jax.jit(teacher_tokens.with_own_tokens(model.apply))(saved.params, batch).logits.dense()
   assert beside.shape == (2, tiny.TEXTS.max_length, 300)
@@ -185,8 +185,8 @@ def test_the_likeliest_tokens_are_written_by_hand(teacher, tmp_path):
   config = dataclasses.replace(writing(teacher, temperature=0.0), count=2, texts_per_call=2)
   generate.run(config, tmp_path)
   found = pl.read_parquet(tmp_path / "train.parquet")["text"]
-  saved, words = runs.load_model(teacher, flag="--"), texts.tokenizer(tiny.TEXTS)
-  apply = jax.jit(runs.make_model(saved.family, saved.sizes).apply)
+  saved, words = stored.load_model(teacher, flag="--"), texts.tokenizer(tiny.TEXTS)
+  apply = jax.jit(families.make_model(saved.family, saved.sizes).apply)
   given = texts.load(tiny.TEXTS, labels=False).parts["train"].texts
   order = np.random.default_rng(0).permutation(len(given))[:2]
   for text, number in zip(found, order, strict=True):
@@ -231,8 +231,8 @@ def test_flags_that_do_not_go_together(teacher, tmp_path, options, message):
 
 
 def test_tasks_without_texts_say_so():
-  task = runs.make_task(tiny.DATA, "sasrec")
+  task = problems.make_task(tiny.DATA, "sasrec")
   with pytest.raises(ValueError, match="--on_policy: the sequence task has no texts to write"):
     distill.distill_terms(task, DistillConfig(on_policy=0.5), FIT)
   with pytest.raises(ValueError, match="--cache_top_k: no fixed positions in the pair task"):
-    distill.distill_terms(runs.make_task(tiny.DATA, "mf"), DistillConfig(cache_top_k=5), FIT)
+    distill.distill_terms(problems.make_task(tiny.DATA, "mf"), DistillConfig(cache_top_k=5), FIT)

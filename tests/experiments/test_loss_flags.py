@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny
 
-from experiments import candidate_terms, distill, loss_terms, runs, sequences, train
+from experiments import candidate_terms, distill, loss_terms, sequences, stored, train
 from experiments.config import DistillConfig, FitConfig
 from experiments.loss_flags import LossSpec, parse_losses
 from kdjax import losses
@@ -114,7 +114,7 @@ def test_every_loss_trains_by_flags(family, makers, tmp_path):
   logged = {name: value for line in lines for name, value in line.items()}
   assert {f"train/{name}" for name in makers} <= set(logged)
   assert all(np.isfinite(logged[f"train/{name}"]) for name in makers)
-  assert "helpers" not in runs.load_model(tmp_path / "student", flag="--").params
+  assert "helpers" not in stored.load_model(tmp_path / "student", flag="--").params
 
 
 ROWS, LENGTH, ITEMS, WIDTH = 6, 8, 30, 4

@@ -15,10 +15,12 @@ from experiments import (
   augment_texts,
   block_terms,
   distill,
+  families,
   masked_language,
+  problems,
   prune,
-  runs,
   starts,
+  stored,
   teachers,
   texts,
   train,
@@ -72,7 +74,7 @@ def adapted(pretrained, tmp_path_factory):
 
 
 def params_of(folder):
-  return dict(tree.leaves_with_path(runs.load_model(folder, flag="--").params))
+  return dict(tree.leaves_with_path(stored.load_model(folder, flag="--").params))
 
 
 def rows_of(labels, length=200, vocabulary=50):
@@ -108,7 +110,7 @@ def test_fifteen_percent_are_hidden_in_three_ways():
 
 def test_perplexity_is_that_of_the_saved_model(pretrained):
   result = json.loads((pretrained / "result.json").read_text())
-  saved = runs.load_model(pretrained, flag="--")
+  saved = stored.load_model(pretrained, flag="--")
   model = make_bert(**saved.sizes)
   words = texts.tokenizer(MASKED)
   rows = texts.without_types(
@@ -147,8 +149,8 @@ def test_masked_students_learn_from_masked_teachers(small, tmp_path):
 
 
 def test_losses_are_taken_at_the_hidden_tokens(pretrained):
-  task = runs.make_task(MASKED, "bert")
-  saved = runs.load_model(pretrained, flag="--")
+  task = problems.make_task(MASKED, "bert")
+  saved = stored.load_model(pretrained, flag="--")
   # The teacher's own predictions: nothing is left to learn from it.
   own = task.distill_term(DistillConfig(), FIT)
 
@@ -200,7 +202,7 @@ def test_two_stages_from_a_wider_teacher(adapted, small, tmp_path, capsys):
 
 
 def test_adapters_that_do_not_fit_are_refused(pretrained, tmp_path):
-  params = runs.load_model(pretrained, flag="--").params
+  params = stored.load_model(pretrained, flag="--").params
 
   def refuse(message, fresh=None, **options):
     fit = dataclasses.replace(FIT, **{"lora_rank": 1, **options})
@@ -216,7 +218,7 @@ def test_adapters_that_do_not_fit_are_refused(pretrained, tmp_path):
 
 
 def test_padding_counts_for_nothing():
-  task = runs.make_task(tiny.TEXTS, "bert")
+  task = problems.make_task(tiny.TEXTS, "bert")
   (term,) = task.flag_terms(
     DistillConfig(distill_losses=("hint@a:1",)), FIT, num_teachers=1, num_steps=1
   )
@@ -291,8 +293,8 @@ def test_merged_is_what_the_two_branches_give():
 
 
 def test_kept_logits_are_those_of_the_live_teacher(adapted):
-  task = runs.make_task(tiny.TEXTS, "bert")
-  saved = runs.load_model(adapted[1], flag="--")
+  task = problems.make_task(tiny.TEXTS, "bert")
+  saved = stored.load_model(adapted[1], flag="--")
   apply = make_bert(**saved.sizes).apply
   kept = teachers.cache_queries(task, FIT, apply, saved.params)
   rows = {name: jnp.asarray(values[:9]) for name, values in task.arrays.items()}
@@ -312,7 +314,7 @@ def test_what_does_not_fit_a_start_is_named(pretrained, tmp_path):
       starts.start_from(model, data, {"head": "labels"}, {"block_0": {"x": jnp.zeros([2])}})
 
   refuse("none of its arrays has a path and shape")
-  refuse("--start: no model.safetensors", error=runs.WorkdirError, start=tmp_path)
+  refuse("--start: no model.safetensors", error=stored.WorkdirError, start=tmp_path)
   other = dataclasses.replace(tiny.TEXTS, vocab_size=300)
   refuse("has other tokens", error=DataError, data=other)
   split = dataclasses.replace(tiny.TEXTS, test_fraction=0.2, tokenizer=str(pretrained))
@@ -326,7 +328,7 @@ def test_what_does_not_fit_a_start_is_named(pretrained, tmp_path):
 
 
 def test_a_checkpoint_brings_its_own_head_for_masked_tokens(pretrained, tmp_path):
-  saved = runs.load_model(pretrained, flag="--")
+  saved = stored.load_model(pretrained, flag="--")
   sizes = {**saved.sizes, "num_types": 2, "dropout": 0.1}
   params = {**saved.params, "type_embedding": {"embedding": np.zeros([2, 16], np.float32)}}
   for head in ("tokens", "pool"):
@@ -337,8 +339,8 @@ def test_a_checkpoint_brings_its_own_head_for_masked_tokens(pretrained, tmp_path
     assert hub.heads_in(tmp_path / head) == (("pool", "tokens") if head == "tokens" else ("pool",))
     model = ModelConfig("bert", checkpoint=str(tmp_path / head))
     data = dataclasses.replace(MASKED, tokenizer=str(pretrained))
-    task = runs.make_task(data, "bert")
-    found = runs.model_sizes(model, task)
+    task = problems.make_task(data, "bert")
+    found = families.model_sizes(model, task)
     assert found["head"] == "tokens"
     fresh = make_bert(**found).init(jax.random.key(0), {n: x[:1] for n, x in task.arrays.items()})
     start = texts.start_from(model, found, fresh)
@@ -403,9 +405,9 @@ def test_copies_say_their_texts_in_other_words(pretrained, tmp_path):
   other = texts.load(data)
   assert other.parts["test"].texts == dataset.parts["test"].texts
   assert other.parts["valid"].texts == dataset.parts["valid"].texts
-  assert runs.split_of(data) == runs.split_of(tiny.TEXTS)
+  assert stored.split_of(data) == stored.split_of(tiny.TEXTS)
   (tmp_path / "static").mkdir()
-  runs.save_model(tmp_path / "static", "static", {}, {"x": jnp.zeros([2])}, tiny.TEXTS)
+  stored.save_model(tmp_path / "static", "static", {}, {"x": jnp.zeros([2])}, tiny.TEXTS)
   for message, options in (
     ("give one of --model_dir and --checkpoint", {"model_dir": ""}),
     ("a static that tells no hidden tokens", {"model_dir": str(tmp_path / "static")}),
@@ -441,7 +443,7 @@ def test_texts_without_labels_have_a_tokenizer(tmp_path):
 
 
 def test_blocks_are_named_of_both_or_neither():
-  task = runs.make_task(tiny.TEXTS, "bert")
+  task = problems.make_task(tiny.TEXTS, "bert")
   for entry, message in (
     ("hint@blocks=block_0:1", "blocks stands for those of both models"),
     ("crd@blocks:1", "crd fits no blocks"),

@@ -9,7 +9,7 @@ import optax
 import pytest
 import tiny
 
-from experiments import fitting, prune, quantize, runs, train
+from experiments import families, fitting, problems, prune, quantize, stored, train
 from experiments.config import PruneConfig
 from kdjax import quant
 
@@ -22,11 +22,11 @@ def test_one_run_distils_prunes_and_trains_integers(trained, tmp_path, family):
   )
   pruned = prune.run(config, tmp_path / "pruned")
   assert pruned["training"]["sparsity"] == pytest.approx(0.5, abs=0.02)
-  floats = runs.load_model(tmp_path / "pruned", flag="--")
+  floats = stored.load_model(tmp_path / "pruned", flag="--")
   quantize.run(quantize.Config(str(tmp_path / "pruned"), rest_dtype="float32"), tmp_path / "int8")
-  served = runs.load_model(tmp_path / "int8", flag="--")
-  task = runs.make_task(served.data, family)
-  apply = runs.make_model(family, served.sizes).apply
+  served = stored.load_model(tmp_path / "int8", flag="--")
+  task = problems.make_task(served.data, family)
+  apply = families.make_model(family, served.sizes).apply
   # Validation has judged what is served now.
   value = fitting.means(task.judge(apply, served.params, "valid"))[task.metric]
   assert value == pytest.approx(pruned["training"]["best_valid"], abs=1e-6)
@@ -44,7 +44,7 @@ def test_mixed_precision_keeps_to_its_bytes(trained, tmp_path, family, limits):
     chosen = result["training"]["precisions"]
     sizes[name] = sum(s["nbytes"] for s in found if chosen[s["path"]] == s["precision"])
     assert sizes[name] <= mb * 1e6
-    params = runs.load_model(tmp_path / name, flag="--").params
+    params = stored.load_model(tmp_path / name, flag="--").params
     kinds = {type(leaf).__name__ for leaf in jax.tree.leaves(params, is_leaf=quant.is_qtensor)}
     assert "QTensor" in kinds
   assert sizes["tight"] < sizes["wide"]
@@ -113,7 +113,7 @@ def test_a_student_starts_as_some_layers_of_its_teacher(tmp_path, family):
   config = tiny.train_config(family)
   deep = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=3))
   train.run(deep, tmp_path / "teacher")
-  teacher = runs.load_model(tmp_path / "teacher", flag="--")
+  teacher = stored.load_model(tmp_path / "teacher", flag="--")
   options = PruneConfig(sparsity=0.0, keep_layers=(0, 2))
   params, sizes = prune.shrink(teacher, options)
   name = "layer_" if family == "gru4rec" else "block_"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import distill, rank_titles, rankings, runs, train
+from experiments import distill, problems, rank_titles, rankings, train
 from experiments.config import DataConfig, DistillConfig
 from kdjax.data import text
 from kdjax.data.errors import DataError
@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 def test_scores_are_likelihoods_of_titles_after_the_history(made):
   folder, config = made
   found = rankings.read(folder / "ranked")
-  dataset = runs.load_data(config.data)
+  dataset = problems.load_data(config.data)
   user = dataset.user_ids.cast(str).to_list().index(found.users[5])
   split = dataset.split.train
   known = split.items[split.offsets[user] : split.offsets[user + 1] - 1][-2:]
@@ -104,8 +104,8 @@ def test_a_stopped_run_goes_on_and_its_users_can_be_few(made, monkeypatch):
 
 def test_rankings_lie_where_the_last_label_is(made):
   folder, config = made
-  task = runs.make_task(config.data, "sasrec")
-  dataset = runs.load_data(config.data)
+  task = problems.make_task(config.data, "sasrec")
+  dataset = problems.load_data(config.data)
   found = rankings.read(folder / "ranked")
   rows = rankings.rows_of(found, dataset, task)
   names = dataset.item_ids.cast(str).to_list()

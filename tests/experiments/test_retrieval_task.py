@@ -14,11 +14,12 @@ from experiments import (
   candidate_terms,
   distill,
   evaluate,
+  families,
   prune,
   quantize,
   report,
   retrieval,
-  runs,
+  stored,
   train,
 )
 from experiments import retrieval_rows as collection
@@ -83,14 +84,14 @@ def test_from_cross_encoder_to_a_small_index(cross, tmp_path, capsys):
 def test_what_a_teacher_says_is_what_it_would_say_live(cross):
   task = retrieval.make_task(DATA, "cross_encoder")
   batch = {name: jnp.asarray(values[:9]) for name, values in task.arrays.items()}
-  saved = runs.load_model(cross, flag="--")
-  apply = jax.jit(runs.make_model(saved.family, saved.sizes).apply)
+  saved = stored.load_model(cross, flag="--")
+  apply = jax.jit(families.make_model(saved.family, saved.sizes).apply)
   said = task.run_teacher("cross_encoder", apply, saved.params, embeddings=True)
   assert set(said) == {"scores"}
   np.testing.assert_allclose(said["scores"][:9], apply(saved.params, batch).logits, atol=1e-5)
 
   sizes = retrieval.model_sizes(STATIC, retrieval.make_task(DATA, "bi_encoder").sizes)
-  model = runs.make_model("bi_encoder", sizes | {"scale": 3.0})
+  model = families.make_model("bi_encoder", sizes | {"scale": 3.0})
   params = model.init(jax.random.key(0), batch)
   said = task.run_teacher("bi_encoder", model.apply, params, embeddings=True)
   live = jax.jit(model.apply)(params, batch)
@@ -181,7 +182,7 @@ def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
   fit = dataclasses.replace(FIT, learning_rate=0.0)
   made = train.run(train.Config(data, model, fit), tmp_path / "teacher")
   assert (made["sizes"]["encoder"], made["sizes"]["pooling"]) == ("bert", "first")
-  kept = runs.load_model(tmp_path / "teacher", flag="--").params
+  kept = stored.load_model(tmp_path / "teacher", flag="--").params
   assert jax.tree.all(jax.tree.map(np.array_equal, kept, params))
   names = (*candidate_terms.LISTS, "in_batch_kl", "hint@documents")
   entries = tuple(f"{name}:0.01" for name in names)

@@ -6,7 +6,7 @@ import json
 import pytest
 import tiny
 
-from experiments import compress, fitting, runs, search
+from experiments import compress, fitting, problems, runs, search, stored
 from experiments.search import SearchConfig, Trial
 
 
@@ -102,7 +102,7 @@ def small_search(**limits):
 def test_a_search_finds_reports_and_goes_on(tmp_path, capsys):
   # A budget for the student and one of the two trainings that start from it.
   config = small_search(max_quality_drop=1.0)
-  task = runs.make_task(config.data, "sasrec")
+  task = problems.make_task(config.data, "sasrec")
   budget = sum(fitting.count_steps(task, fit) for fit in (config.student_fit, config.recovery_fit))
   first = compress.run(small_search(max_quality_drop=1.0, budget_steps=budget), tmp_path)
   assert first["job"] == "search"
@@ -124,7 +124,7 @@ def test_a_search_finds_reports_and_goes_on(tmp_path, capsys):
   chosen = rows[second["chosen"]]
   assert chosen["bytes"] == min(x["bytes"] for x in rows.values() if x["drop"] <= 1.0)
   assert (tmp_path / "best" / "model.safetensors").stat().st_size == chosen["bytes"]
-  assert runs.load_model(tmp_path / "best", flag="--").family == "sasrec"
+  assert stored.load_model(tmp_path / "best", flag="--").family == "sasrec"
   for file in ("table.md", "table.csv", "plots/quality_bytes.png", "plots/quality_latency.png"):
     assert (tmp_path / file).stat().st_size > 0
   said = capsys.readouterr().out
@@ -142,5 +142,5 @@ def test_a_search_finds_reports_and_goes_on(tmp_path, capsys):
   assert third["chosen"] is None
   assert len(third["left"]) == 2
   assert not (tmp_path / "best").exists()
-  with pytest.raises(runs.WorkdirError, match="holds a search"):
+  with pytest.raises(stored.WorkdirError, match="holds a search"):
     compress.run(small_search(), tmp_path)

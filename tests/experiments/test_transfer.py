@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import distill, embed_users, quantize, runs, shared_users, texts, train, transfer
+from experiments import (
+  distill,
+  embed_users,
+  families,
+  problems,
+  quantize,
+  shared_users,
+  stored,
+  texts,
+  train,
+  transfer,
+)
 from experiments.config import DistillConfig
 from experiments.ranking import histories
 from kdjax import models, serve
@@ -20,7 +31,7 @@ OTHER = dataclasses.replace(tiny.DATA, synthetic_items=30, data_seed=1)
 
 def table_of(data, path, seed):
   """What is known of the items of a log: four numbers each."""
-  ids = np.array([str(item) for item in runs.load_data(data).item_ids])
+  ids = np.array([str(item) for item in problems.load_data(data).item_ids])
   rows = np.random.default_rng(seed).normal(size=(len(ids), 4)).astype(np.float32)
   texts.write_embeddings(path, ids, rows)
   return rows
@@ -79,7 +90,7 @@ def test_a_teacher_of_texts_moves_and_teaches(teacher, tmp_path):
   result = transfer.run(config, tmp_path / "moved")
   assert transfer.run(config, tmp_path / "moved") == result
   before, after = (
-    runs.load_model(folder, flag="--").params for folder in (teacher, tmp_path / "moved")
+    stored.load_model(folder, flag="--").params for folder in (teacher, tmp_path / "moved")
   )
   np.testing.assert_array_equal(after.pop("item_features_0")["embedding"], rows)
   before.pop("item_features_0")
@@ -110,10 +121,10 @@ def test_common_items_keep_their_rows(trained, tmp_path):
   config = transfer.Config(str(trained("gru4rec")), shared_items=True, data=OTHER)
   transfer.run(config, tmp_path / "moved")
   old, new = (
-    runs.load_model(folder, flag="--").params["item_embedding"]["embedding"]
+    stored.load_model(folder, flag="--").params["item_embedding"]["embedding"]
     for folder in (trained("gru4rec"), tmp_path / "moved")
   )
-  names = [[str(x) for x in runs.load_data(data).item_ids] for data in (tiny.DATA, OTHER)]
+  names = [[str(x) for x in problems.load_data(data).item_ids] for data in (tiny.DATA, OTHER)]
   common = [name for name in names[1] if name in names[0]]
   assert len(common) > 10
   for name in common:
@@ -122,8 +133,8 @@ def test_common_items_keep_their_rows(trained, tmp_path):
 
 def test_users_stand_beside_their_events(trained, tmp_path):
   """Every position whose user is known has that user; found event by event."""
-  task = runs.make_task(OTHER, "sasrec")
-  dataset = runs.load_data(OTHER)
+  task = problems.make_task(OTHER, "sasrec")
+  dataset = problems.load_data(OTHER)
   rows = np.where(np.arange(dataset.num_users) % 3 == 0, np.arange(dataset.num_users), -1)
   found = shared_users.users_of(task, rows.astype(np.int32))
   train_part = dataset.split.train
@@ -138,12 +149,12 @@ def test_users_stand_beside_their_events(trained, tmp_path):
 def test_a_student_learns_of_shared_users(trained, tmp_path):
   result = embed_users.run(embed_users.Config(str(trained())), tmp_path / "users")
   ids, vectors = texts.read_embeddings(str(tmp_path / "users"))
-  dataset = runs.load_data(tiny.DATA)
+  dataset = problems.load_data(tiny.DATA)
   assert ids.tolist() == [str(user) for user in dataset.user_ids]
   assert vectors.shape == (result["users"], tiny.TEACHER.dim)
-  saved = runs.load_model(trained(), flag="--")
+  saved = stored.load_model(trained(), flag="--")
   seen = histories(dataset, "valid")
-  apply = runs.make_model("sasrec", saved.sizes).apply
+  apply = families.make_model("sasrec", saved.sizes).apply
   own = serve.encode_histories(apply, saved.params, seen.items, seen.offsets, length=16).query
   np.testing.assert_allclose(vectors, own, atol=1e-6)
   options = DistillConfig(user_embeddings=str(tmp_path / "users"), user_weight=3.0)
@@ -152,7 +163,7 @@ def test_a_student_learns_of_shared_users(trained, tmp_path):
   distill.run(config, tmp_path / "student")
   lines = read_jsonl(tmp_path / "student" / "metrics.jsonl")
   assert lines[-1]["train/shared_users"] < 0.8 * lines[0]["train/shared_users"]
-  assert "helpers" not in runs.load_model(tmp_path / "student", flag="--").params
+  assert "helpers" not in stored.load_model(tmp_path / "student", flag="--").params
   texts.write_embeddings(tmp_path / "embeddings.npz", np.array(["nobody"]), vectors[:1])
   for changes, error, message in (
     ({"user_embeddings": str(tmp_path)}, ValueError, "knows none of the log's users"),

@@ -1,0 +1,136 @@
+"""Trained models on disk: saved, loaded, and whether one may teach another."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from experiments import problems, texts
+from experiments.config import DataConfig
+from experiments.tasks import LANGUAGE_FAMILIES, Task
+from kdjax import flags, store
+from kdjax.models.linen import Sizes
+from kdjax.types import Params
+
+MODEL_FILE = "model.safetensors"
+
+
+class WorkdirError(ValueError):
+  """A workdir that cannot be used as asked; the message says what to do."""
+
+
+class SavedModel(NamedTuple):
+  """A model as a workdir holds it."""
+
+  folder: pathlib.Path
+  family: str
+  sizes: Sizes
+  params: Params
+  data: DataConfig
+
+
+def save_model(
+  folder: pathlib.Path, family: str, sizes: Sizes, params: Params, data: DataConfig
+) -> None:
+  """Writes `model.safetensors`, whose header says all that is needed to build the model again."""
+  metadata = {
+    "family": family,
+    "sizes": json.dumps(sizes),
+    "data": json.dumps(dataclasses.asdict(data)),
+  }
+  store.save_params(folder / MODEL_FILE, params, metadata=metadata)
+
+
+def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
+  """Reads a finished run's model.
+
+  Raises:
+    WorkdirError: naming the flag, if the folder holds none.
+    StoreError: if the file is damaged.
+  """
+  path = pathlib.Path(folder) / MODEL_FILE
+  if not path.exists():
+    raise WorkdirError(
+      f"{flag}: no {MODEL_FILE} in {str(folder)!r}; give the workdir of a finished "
+      "experiments.train, distill, prune or quantize"
+    )
+  params, metadata = store.load_params(path)
+  return SavedModel(
+    pathlib.Path(folder),
+    metadata["family"],
+    json.loads(metadata["sizes"]),
+    params,
+    flags.from_dict(DataConfig, json.loads(metadata["data"])),
+  )
+
+
+def check_teacher(
+  teacher: SavedModel, task: Task, data: DataConfig, *, own_tokens: bool = False
+) -> None:
+  """Refuses a teacher of another task, catalogue or split, and of other tokens unless `own_tokens`.
+
+  Raises:
+    ValueError: saying which.
+  """
+  other = problems.make_task(
+    dataclasses.replace(data, objective=teacher.data.objective), teacher.family
+  )
+  if other.name != task.name:
+    raise ValueError(
+      f"--teacher={teacher.folder} is a {teacher.family} ({other.name} task), the student learns "
+      f"the {task.name} task; both must be of one task"
+    )
+  if (words := problems.tokenizer_of(data, teacher.family)) is not None and not own_tokens:
+    mend = ""
+    if teacher.family in LANGUAGE_FAMILIES:
+      mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
+    texts.check_tokenizer(data, teacher.folder, words, mend=mend)
+  for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
+    theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
+    if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
+      raise ValueError(
+        f"--teacher={teacher.folder} was trained on other data: {name} is {theirs}, here {ours}"
+      )
+  check_split(teacher, data, flag="--teacher")
+
+
+def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
+  """Refuses a model of another split: it has seen what the student is tested on.
+
+  Raises:
+    ValueError: naming `flag`, and the flags that differ.
+  """
+  if changed := _changes(split_of(model.data), split_of(data)):
+    raise ValueError(f"{flag}={model.folder} was trained on another split: {changed}")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+  """Which flags differ, and how."""
+  return ", ".join(
+    f"--{name} was {before[name]!r}, is {now[name]!r}" for name in now if now[name] != before[name]
+  )
+
+
+def other_split(before: DataConfig, now: DataConfig) -> str:
+  """Which flags split the same data in another way; "" for none, and for other data."""
+  first, second = (
+    {n: v for n, v in split_of(data).items() if n not in ("objective", "label_column")}
+    for data in (before, now)
+  )
+  return _changes(first, second) if first["dataset"] == second["dataset"] else ""
+
+
+def split_of(data: DataConfig) -> dict[str, Any]:
+  """What decides which cases are in which part: of data made from others, that of those."""
+  made_from = pathlib.Path(data.dataset) / texts.MADE_FROM
+  if made_from.exists():
+    data = flags.load(DataConfig, made_from)
+  values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
+  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
+  searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")
+  return {n: v for n, v in values.items() if n not in (*kept, *searched)}
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, tuple) else value
