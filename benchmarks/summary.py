@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import app
 
+from benchmarks import compression as compression_study
 from kdjax import report
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -172,6 +173,28 @@ def losses() -> str:
   return "\n".join(lines)
 
 
+def sparsity() -> str:
+  """The Markdown table of the studies of compression: a variant a line, on labels and taught."""
+  studies = {
+    path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "results").glob("*/compression.json"))
+  }
+  if not studies:
+    return ""
+  heads = "".join(
+    f" | {name}, test {study['metric']}, labels alone | with the teacher | MB | p50, ms"
+    for name, study in studies.items()
+  )
+  teachers = "".join(f" | {study['teacher']:.4f} | | | " for study in studies.values())
+  lines = [
+    f"| student{heads} |", "|---|" + "---:|---:|---:|---:|" * len(studies), f"| teacher{teachers} |"
+  ]  # fmt: skip
+  for name in compression_study.names(next(iter(studies.values()))):
+    cells = [cell for study in studies.values() for cell in compression_study.cells(study, name)]
+    lines.append(f"| {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def measured() -> list[str]:
   """The logs whose comparison has been run."""
   return [name for name in LOGS if (ROOT / "results" / name / "result.json").exists()]
@@ -192,6 +215,8 @@ def blocks() -> dict[str, str]:
     tables["compression"] = compression()
   if studied := losses():
     tables["losses"] = studied
+  if compressed := sparsity():
+    tables["sparsity"] = compressed
   return {"speed": speeds(), **tables}
 
 
