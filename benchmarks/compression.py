@@ -233,7 +233,7 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
   axes.set_xlabel("sparsity, %")
   axes.set_ylabel(f"test {result['metric']}")
   axes.grid(alpha=0.3)
-  axes.legend(frameon=False, fontsize=8)
+  axes.legend(frameon=False, fontsize=8, handlelength=4)
   figure.savefig(path)
 
 
