@@ -123,8 +123,8 @@ class ModelConfig:
   model: Family = option(
     "sasrec",
     "Model family. Sequences: sasrec, bert4rec, gru4rec, two_tower; user-item pairs: mf, ncf; "
-    "clicks: mlp; images: resnet; recordings of speech: speech_gru; texts: bert, text_gru, text_cnn, static; "
-    "the next token of texts: decoder; search: bi_encoder, cross_encoder.",
+    "clicks: mlp; images: resnet; recordings of speech: speech_gru; texts: bert, text_gru, text_cnn, "
+    "static; the next token of texts: decoder; search: bi_encoder, cross_encoder.",
   )
   encoder: Literal["bert", "text_gru", "text_cnn", "static"] = option(
     "bert", "bi_encoder: what encodes queries and documents, both with the same params."
@@ -239,8 +239,8 @@ class FitConfig:
     option(
       "auto",
       "Loss on the labels. auto: full-catalogue cross_entropy for sequence models, bpr for mf, bce for "
-      "ncf and mlp, ctc for speech, cross_entropy for images, texts and search (of a query's candidates, and for a "
-      "bi_encoder of those of all queries of the batch).",
+      "ncf and mlp, ctc for speech, cross_entropy for images, texts and search (of a query's "
+      "candidates, and for a bi_encoder of those of all queries of the batch).",
     )
   )
   num_negatives: int = option(
@@ -251,7 +251,7 @@ class FitConfig:
   steps_per_call: int | None = option(
     None,
     "Steps of one compiled call. When not given, 32; on a CPU 1 for a resnet and a text_cnn, since "
-    "convolutions inside of a compiled loop are ten times slower there.",
+    "convolutions inside of a compiled loop are ten times slower there, or more.",
     lower=1,
   )
   stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")

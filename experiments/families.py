@@ -28,7 +28,10 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   mlp_dim = config.mlp_dim or 4 * dim
   if family in ("sasrec", "bert4rec") and dim % config.heads:
     raise ValueError(f"--heads={config.heads} does not divide --dim={dim}")
-  sizes: Sizes = {**task.sizes, "dropout": config.dropout}
+  heads = {name: getattr(config, name) for name in models.HEADS if getattr(config, name)}
+  if heads and family not in ("sasrec", "gru4rec", "bert4rec"):
+    raise ValueError(f"--{next(iter(heads))} does not fit --model={family}; it has no such heads")
+  sizes: Sizes = {**task.sizes, "dropout": config.dropout, **heads}
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     return texts.model_sizes(config, sizes)
   if config.fold_item_embeddings and not config.item_embeddings:
@@ -43,10 +46,6 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     sizes["id_embeddings"] = config.id_embeddings
   elif not config.id_embeddings:
     raise ValueError("--id_embeddings=false needs --item_embeddings: items would be all alike")
-  heads = {name: getattr(config, name) for name in models.HEADS if getattr(config, name)}
-  if heads and family not in ("sasrec", "gru4rec", "bert4rec"):
-    raise ValueError(f"--{next(iter(heads))} does not fit --model={family}; it has no such heads")
-  sizes |= heads
   if config.checkpoint:
     raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):

@@ -228,7 +228,7 @@ def fit_model(
       metric=metric,
       patience=fit.patience,
       min_best_step=min_best(num_steps),
-      steps_per_call=fit.steps_per_call or _steps_per_call(family),
+      steps_per_call=fit.steps_per_call or _steps_per_call(family, sizes),
       write=write,
       progress=fit.progress,
       name=name,
@@ -237,9 +237,9 @@ def fit_model(
   return Fitted(best, progress, metric, whole.counts)
 
 
-def _steps_per_call(family: str) -> int:
+def _steps_per_call(family: str, sizes: Sizes) -> int:
   """As --steps_per_call says of not giving it."""
-  convolves = family in ("resnet", "text_cnn")
+  convolves = {family, sizes.get("encoder")} & {"resnet", "text_cnn"}
   return 1 if convolves and jax.default_backend() == "cpu" else 32
 
 

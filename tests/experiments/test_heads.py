@@ -139,6 +139,7 @@ def test_what_does_not_fit_is_named(trained, tmp_path):
   config = dataclasses.replace(config, model=dataclasses.replace(tiny.STUDENT, profile_dim=5))
   with pytest.raises(ValueError, match="--profile_dim=5: the teacher's has 16"):
     distill.run(config, tmp_path / "b")
-  model = dataclasses.replace(tiny.STUDENT, model="two_tower", demand=True)
-  with pytest.raises(ValueError, match="--demand does not fit --model=two_tower"):
-    train.run(train.Config(tiny.DATA, model, tiny.FIT), tmp_path / "c")
+  for family in ("two_tower", "static"):
+    model = dataclasses.replace(tiny.STUDENT, model=family, demand=True)
+    with pytest.raises(ValueError, match=f"--demand does not fit --model={family}"):
+      train.run(train.Config(tiny.data_for(family), model, tiny.FIT), tmp_path / family)
