@@ -18,7 +18,7 @@ from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import studies, summary
+from benchmarks import studies
 from benchmarks.recommenders import CONFIGS, STUDENT_FIT
 from experiments import distill, train
 from experiments.config import ModelConfig
@@ -126,6 +126,17 @@ def read(result: dict[str, Any], folder: pathlib.Path) -> dict[str, float]:
   }
 
 
+def of_loss(study: dict[str, Any], name: str) -> tuple[str, str, float]:
+  """One loss of a study: quality and deviation, gap recovered, seconds of the fastest epoch."""
+  students = study["students"]
+  values, alone = (np.array([s["test"] for s in students[which]]) for which in (name, "alone"))
+  deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
+  share = (values.mean() - alone.mean()) / (study["teacher"] - alone.mean())
+  seconds = min(student["seconds_per_epoch"] for student in students[name])
+  gap = "" if name == "alone" else f"{share:.0%}"
+  return f"{values.mean():.4f} ± {deviation:.4f}", gap, seconds
+
+
 def table(result: dict[str, Any]) -> str:
   """Mean, deviation, share of the gap to the teacher, seconds of the fastest epoch, the weights."""
   lines = [
@@ -135,7 +146,7 @@ def table(result: dict[str, Any]) -> str:
     f"| teacher | {result['teacher']:.4f} | | | |",
   ]
   for name in result["students"]:
-    quality, gap, seconds = summary.of_loss(result, name)
+    quality, gap, seconds = of_loss(result, name)
     weights = ""
     if name != "alone":
       tuned = result["tuned"][name]

@@ -7,10 +7,10 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 from absl import app
 
 from benchmarks import compression as compression_study
+from benchmarks import loss_study, recommenders
 from kdjax import report
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -87,39 +87,6 @@ def speeds() -> str:
   return "\n".join(lines)
 
 
-def claims(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """What a comparison over seeds says of the int8 student.
-
-  Args:
-    rows: of `experiments.compress`: one of the teacher, one a seed of every other model.
-
-  Returns:
-    `kept`: its quality over the teacher's; `smaller`: the teacher's bytes over its; `gain`: its
-    quality less that of the student alone, `gain_in_errors` in standard errors of that difference
-    (two samples of unequal variance); `int8_cost`: the share of quality that int8 itself took.
-  """
-
-  def values(name, read):
-    return np.array([read(row) for row in rows if row["name"] == name])
-
-  def quality(name):
-    return values(name, lambda row: row["quality"][row["metric"]]["value"])
-
-  def size(name):
-    return values(name, lambda row: row["size"]["bytes"])
-
-  small, alone, pruned = quality("+ int8"), quality("alone"), quality("+ pruned")
-  error = np.sqrt(np.var(small, ddof=1) / len(small) + np.var(alone, ddof=1) / len(alone))
-  gain = small.mean() - alone.mean()
-  return {
-    "kept": float(small.mean() / quality("teacher").mean()),
-    "smaller": float(size("teacher").mean() / size("+ int8").mean()),
-    "gain": float(gain),
-    "gain_in_errors": float(gain / error),
-    "int8_cost": float(np.mean((pruned - small) / pruned)),
-  }
-
-
 def compression() -> str:
   """The Markdown table of `claims`, a log a line."""
   lines = [
@@ -129,23 +96,12 @@ def compression() -> str:
   ]
   for name in measured():
     result = read(name)
-    found = claims(result["rows"])
+    found = recommenders.claims(result["rows"])
     lines.append(
       f"| {name} | {len(result['seeds'])} | {found['kept']:.1%} | {found['smaller']:.1f} "
       f"| {found['gain']:+.4f} | {found['gain_in_errors']:.1f} | {found['int8_cost']:.2%} |"
     )
   return "\n".join(lines)
-
-
-def of_loss(study: dict[str, Any], name: str) -> tuple[str, str, float]:
-  """One loss of a study: quality and deviation, gap recovered, seconds of the fastest epoch."""
-  students = study["students"]
-  values, alone = (np.array([s["test"] for s in students[which]]) for which in (name, "alone"))
-  deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-  share = (values.mean() - alone.mean()) / (study["teacher"] - alone.mean())
-  seconds = min(student["seconds_per_epoch"] for student in students[name])
-  gap = "" if name == "alone" else f"{share:.0%}"
-  return f"{values.mean():.4f} ± {deviation:.4f}", gap, seconds
 
 
 def losses() -> str:
@@ -167,8 +123,8 @@ def losses() -> str:
   for name in next(iter(studies.values()))["students"]:
     cells = []
     for study in studies.values():
-      quality, gap, seconds = of_loss(study, name)
-      cells += [quality, gap, f"{seconds / of_loss(study, 'alone')[-1]:.1f}"]
+      quality, gap, seconds = loss_study.of_loss(study, name)
+      cells += [quality, gap, f"{seconds / loss_study.of_loss(study, 'alone')[-1]:.1f}"]
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
 

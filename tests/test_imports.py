@@ -94,6 +94,25 @@ def test_the_library_imports_no_experiment():
     assert not tops & {"experiments", "benchmarks", "colabs", "tests"}, path.relative_to(ROOT)
 
 
+@pytest.mark.parametrize("folder", ["experiments", "benchmarks"])
+def test_scripts_import_each_other_in_no_cycle(folder):
+  """Each can be run as `python -m`, whichever comes first."""
+  needs = {
+    f"{folder}.{path.stem}": {name for name in imported(path) if name.startswith(f"{folder}.")}
+    for path in files_of(folder)
+  }
+  done: set[str] = set()
+  while rest := set(needs) - done:
+    # `from a.b import c` names a.b.c: the module is its longest prefix that is a file.
+    ready = {
+      name
+      for name in rest
+      if not any(need == m or need.startswith(f"{m}.") for need in needs[name] for m in rest)
+    }
+    assert ready, f"a cycle among {sorted(rest)}"
+    done |= ready
+
+
 def test_experiments_import_no_benchmark():
   for path in files_of("experiments"):
     tops = {name.split(".")[0] for name in imported(path)}
