@@ -6,16 +6,18 @@ A student learns alone, and another from its teacher, over three seeds; every va
 from it and trains for as many epochs, alone or from the teacher as before: masks of four sparsities
 by three methods, arrays of a half and a quarter, weights of 8 and 4 bits rounded after training
 (PTQ) or trained through (QAT). Nothing is tuned on the test part. A stopped run goes on.
+`--only=2` trains the students of some seeds only, so that processes can share the work; a run of all
+then sums up.
 """
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,6 +25,8 @@ from benchmarks import loss_study, recommenders, studies
 from experiments import distill, evaluate, prune, quantize, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 from kdjax.report import plots
+
+FLAGS = flags.FLAGS
 
 SEEDS = (0, 1, 2)
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
@@ -106,8 +110,10 @@ def variants(distribution: Literal["uniform", "erdos_renyi_kernel"]) -> Iterator
       yield Variant(f"whole int{bits} QAT", taught, none, train_bits=bits, bits=bits)
 
 
-def run(dataset: str, data: pathlib.Path, work: pathlib.Path, seeds, chosen) -> dict[str, Any]:
-  """Trains what is missing, judges and times, and sums up."""
+def train_all(
+  dataset: str, data: pathlib.Path, work: pathlib.Path, seeds: Iterable[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Trains what is missing: the result of the teacher, and a row a student."""
   setup = SETUPS[dataset]
   log = dataclasses.replace(setup.data, dataset=str(data / dataset))
   teacher = work / "teacher"
@@ -122,7 +128,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, seeds, chosen) -> 
     train.run(train.Config(log, setup.student, fit), bases[False])
     options = (log, setup.student, setup.distill, fit)
     distill.run(distill.Config((str(teacher),), *options), bases[True])
-    for variant in chosen:
+    for variant in variants(setup.distribution):
       recovery = dataclasses.replace(setup.recovery, seed=seed, train_bits=variant.train_bits)
       folder = work / "compression" / f"{variant.folder}-seed{seed}"
       helped_by = str(teacher) if variant.taught else ""
@@ -145,6 +151,13 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, seeds, chosen) -> 
           "folder": folder,
         }
       )
+  return taught_by, rows
+
+
+def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
+  """Trains what is missing, judges and times, and sums up."""
+  setup = SETUPS[dataset]
+  taught_by, rows = train_all(dataset, data, work, SEEDS)
   return {
     "command": f"python -m benchmarks.compression --dataset={dataset}",
     "metric": taught_by["metric"],
@@ -154,8 +167,8 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, seeds, chosen) -> 
       name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
       for name, value in setup._asdict().items()
     },
-    "seeds": list(seeds),
-    "latency": latency(rows, seeds[0], work / "compression" / "timing"),
+    "seeds": list(SEEDS),
+    "latency": latency(rows, SEEDS[0], work / "compression" / "timing"),
     "rows": [{k: v for k, v in row.items() if k != "folder"} for row in rows],
   }
 
@@ -241,11 +254,16 @@ def main(argv):
   """Runs one dataset's study and keeps its results."""
   del argv
   dataset, data, work = studies.places()
-  chosen = list(variants(SETUPS[dataset].distribution))
-  result = run(dataset, data, work, SEEDS, chosen)
+  if unknown := set(FLAGS.only) - set(map(str, SEEDS)):
+    raise ValueError(f"--only: no seed {sorted(unknown)}; there are {', '.join(map(str, SEEDS))}")
+  if FLAGS.only:
+    train_all(dataset, data, work, map(int, FLAGS.only))
+    return
+  result = run(dataset, data, work)
   studies.keep("compression", result, table(result), plot)
 
 
 if __name__ == "__main__":
   studies.define_flags(SETUPS, "mnist-10k")
+  flags.DEFINE_list("only", [], "Seeds to train, without summing up; all when not given.")
   app.run(main)
