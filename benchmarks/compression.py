@@ -6,8 +6,8 @@ A student learns alone, and another from its teacher, over three seeds; every va
 from it and trains for as many epochs, alone or from the teacher as before: masks of four sparsities
 by three methods, arrays of a half and a quarter, weights of 8 and 4 bits rounded after training
 (PTQ) or trained through (QAT). Nothing is tuned on the test part. A stopped run goes on.
-`--only=2` trains the students of some seeds only, so that processes can share the work; a run of all
-then sums up.
+`--only=2` trains the students of some seeds only, so that processes can share the work; a run of
+all then sums up.
 """
 
 import dataclasses
