@@ -22,6 +22,15 @@ from kdjax.losses.catalog import (
   catalog_distillation_loss,
   catalog_kl_loss,
 )
+from kdjax.losses.catalog_divergences import (
+  catalog_jensen_shannon_loss,
+  catalog_reverse_kl_loss,
+)
+from kdjax.losses.catalog_top_k import (
+  catalog_sampled_cross_entropy_loss,
+  catalog_top_k_kl_loss,
+  catalog_top_k_reverse_kl_loss,
+)
 from kdjax.losses.connectors import factor_decoder, factor_encoder, reviewer, variational_regressor
 from kdjax.losses.contrastive import (
   MemoryBank,
@@ -156,7 +165,12 @@ __all__ = [
   "candidate_ranks",
   "catalog_cross_entropy_loss",
   "catalog_distillation_loss",
+  "catalog_jensen_shannon_loss",
   "catalog_kl_loss",
+  "catalog_reverse_kl_loss",
+  "catalog_sampled_cross_entropy_loss",
+  "catalog_top_k_kl_loss",
+  "catalog_top_k_reverse_kl_loss",
   "channel_correlation_loss",
   "cka_loss",
   "collaborative_loss",

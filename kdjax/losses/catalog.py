@@ -2,10 +2,10 @@
 
 import jax.numpy as jnp
 
-from kdjax.losses.common import FLOOR, check_temperature, constant
-from kdjax.losses.fused import each_loss, weighted_loss
-from kdjax.losses.sweep import Losses, Mix, Target, choose_blocks
-from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
+from kdjax.losses.common import constant
+from kdjax.losses.factored import scaled_teacher, sweep_loss
+from kdjax.losses.sweep import Mix, Target, sweep
+from kdjax.reduce import ReduceFn
 from kdjax.types import Array, FactoredLogits
 
 
@@ -52,7 +52,8 @@ def catalog_cross_entropy_loss(
     (blocks and recomputation; here without their gradient filtering, so exact).
   """
   labels, wrong = _labels(student, labels, where)
-  return _reduced(student, Target(labels), Mix(), 1.0, block, where, reduce_fn, wrong)[0]
+  options = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  return sweep_loss(sweep, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
 
 
 def catalog_kl_loss(
@@ -99,9 +100,10 @@ def catalog_kl_loss(
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531;
     Hsu et al., Liger Kernel, 2024, arXiv:2410.10989 (losses fused with the last linear layer).
   """
-  target = Target(teacher=_teacher(student, teacher, where, temperature))
-  mix = Mix(teacher=jnp.asarray(temperature, jnp.float32) ** 2)
-  return _reduced(student, target, mix, temperature, block, where, reduce_fn)[0]
+  target = Target(teacher=scaled_teacher(student, teacher, where, temperature))
+  mix = Mix(scale=jnp.asarray(temperature, jnp.float32) ** 2)
+  options = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  return sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)[0]
 
 
 def catalog_distillation_loss(
@@ -159,15 +161,16 @@ def catalog_distillation_loss(
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
   """
   labels, wrong = _labels(student, labels, where)
-  target = Target(labels, _teacher(student, teacher, where, temperature))
-  scale = jnp.asarray(temperature, jnp.float32) ** 2
+  target = Target(labels, scaled_teacher(student, teacher, where, temperature))
   shared = isinstance(temperature, int | float) and temperature == 1
   mix = Mix(
     jnp.asarray(label_weight, jnp.float32),
-    distill_weight * scale,
+    jnp.asarray(distill_weight, jnp.float32),
+    jnp.asarray(temperature, jnp.float32) ** 2,
     None if shared else jnp.asarray(temperature, jnp.float32),
   )
-  loss, each = _reduced(student, target, mix, temperature, block, where, reduce_fn, wrong)
+  options = {"block": block, "where": where, "reduce_fn": reduce_fn, "wrong": wrong}
+  loss, each = sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)
   return (loss, constant({"cross_entropy": each.label, "kl": each.teacher})) if parts else loss
 
 
@@ -179,67 +182,3 @@ def _labels(student, labels, where):
   safe = labels if where is None else jnp.where(where, labels, 0)
   wrong = (safe < 0) | (safe >= student.num_items)
   return jnp.where(wrong, student.num_items, safe).reshape(-1), wrong
-
-
-def _teacher(student, teacher, where, temperature) -> FactoredLogits:
-  """The teacher's logits over the temperature, `[T, V]` in factors, without gradient."""
-  check_temperature(temperature)
-  student_shape = (*student.query.shape[:-1], student.num_items)
-  teacher_shape = (*teacher.query.shape[:-1], teacher.num_items)
-  if student_shape != teacher_shape:
-    raise ValueError(
-      f"student and teacher differ in shape of logits: {student_shape} and {teacher_shape}"
-    )
-  query, table, bias = constant(tuple(teacher))
-  return FactoredLogits(_scaled(query, where, temperature), table, _bias(bias, temperature))
-
-
-def _reduced(student, target, mix, temperature, block, where, reduce_fn, wrong=None):
-  """Runs the sweep that suits the reduction; the loss, and the `Losses` of its parts."""
-  if block is not None and block < 1:
-    raise ValueError(f"block must be positive, got {block}")
-  leading = student.query.shape[:-1]
-  if where is not None and jnp.shape(where) != leading:
-    raise ValueError(f"where has shape {jnp.shape(where)} but the unreduced loss has {leading}")
-  query = _scaled(student.query, where, temperature)
-  table, bias = student.table, _bias(student.bias, temperature)
-  if hasattr(table, "rdot"):
-    table = table.take(jnp.arange(student.num_items))
-  table = jnp.asarray(table)
-  blocks = choose_blocks(query.shape[0], student.num_items, block)
-  args = (blocks, query, table, bias, target, mix)
-  # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
-  bad = jnp.zeros(leading) if wrong is None else jnp.where(wrong, jnp.nan, 0.0)
-  if reduce_fn in (jnp.mean, jnp.sum, totals):
-    seen = jnp.ones(leading, bool) if where is None else jnp.asarray(where)
-    count = jnp.sum(seen, dtype=jnp.float32)
-    bad = jnp.sum(jnp.where(seen, bad, 0.0))
-    loss, each = weighted_loss(*args, seen.reshape(-1).astype(jnp.float32))
-
-    def finish(total):
-      mean = Mean(total, count)
-      return total if reduce_fn is jnp.sum else mean if reduce_fn is totals else mean.compute()
-
-  else:
-    bad = bad.reshape(-1)
-    loss, each = each_loss(*args)
-
-    def finish(values):
-      return reduce_loss(values.reshape(leading), where=where, reduce_fn=reduce_fn)
-
-  label = None if each.label is None else finish(each.label + bad)
-  teacher = None if each.teacher is None else finish(each.teacher * temperature**2)
-  return finish(loss + bad), Losses(label, teacher)
-
-
-def _scaled(query: Array, where: Array | None, temperature) -> Array:
-  """`query / temperature` as `[T, d]` in its own dtype, and 0 where masked."""
-  query = jnp.asarray(query)
-  # A `where` of a wrong shape is refused with its own message.
-  if where is not None and jnp.shape(where) == query.shape[:-1]:
-    query = jnp.where(jnp.asarray(where)[..., None], query, jnp.zeros([], query.dtype))
-  return query.reshape(-1, query.shape[-1]) / jnp.asarray(temperature, query.dtype)
-
-
-def _bias(bias: Array | None, temperature) -> Array | None:
-  return None if bias is None else jnp.maximum(bias, FLOOR) / temperature

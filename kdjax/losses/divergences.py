@@ -4,9 +4,11 @@ Forward KL is `kdjax.losses.logits.kl_loss`. Over tokens, `[..., L, C]` logits w
 give token-level distillation; `kdjax.losses.sequence.sequence_mean` weighs every sequence alike.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 
-from kdjax.losses.common import check_fraction, kl_divergence, log_prob_pair
+from kdjax.losses.common import check_fraction, log_prob_pair
 from kdjax.reduce import ReduceFn, reduce_loss, safe_divide
 from kdjax.types import Array
 
@@ -54,8 +56,13 @@ def reverse_kl_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  kl = kl_divergence(log_s, log_t)
+  kl = jnp.sum(reverse_kl(log_s, log_t), axis=-1)
   return reduce_loss(temperature**2 * kl, where=where, reduce_fn=reduce_fn)
+
+
+def reverse_kl(log_s: Array, log_t: Array) -> Array:
+  """What each class adds to KL(student || teacher), float `[...]`, from log-probabilities."""
+  return jnp.exp(log_s) * (log_s - log_t)
 
 
 def jensen_shannon_loss(
@@ -114,14 +121,7 @@ def jensen_shannon_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  student_weight = 1 - teacher_weight
-  from_teacher = _mixed_kl(log_t, log_s, student_weight)
-  from_student = _mixed_kl(log_s, log_t, teacher_weight)
-  if normalized:
-    # At an end, the term that is 0 / 0 tends to 0.
-    loss = safe_divide(from_teacher, student_weight) + safe_divide(from_student, teacher_weight)
-  else:
-    loss = teacher_weight * from_teacher + student_weight * from_student
+  loss = jnp.sum(JensenShannon(teacher_weight, normalized)(log_s, log_t), axis=-1)
   return reduce_loss(temperature**2 * loss, where=where, reduce_fn=reduce_fn)
 
 
@@ -173,7 +173,7 @@ def skew_kl_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  kl = _mixed_kl(log_t, log_s, 1 - teacher_weight)
+  kl = jnp.sum(_mixed_kl(log_t, log_s, 1 - teacher_weight), axis=-1)
   return reduce_loss(temperature**2 * kl, where=where, reduce_fn=reduce_fn)
 
 
@@ -224,7 +224,7 @@ def skew_reverse_kl_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  kl = _mixed_kl(log_s, log_t, 1 - student_weight)
+  kl = jnp.sum(_mixed_kl(log_s, log_t, 1 - student_weight), axis=-1)
   return reduce_loss(temperature**2 * kl, where=where, reduce_fn=reduce_fn)
 
 
@@ -328,9 +328,27 @@ def _unit(probs: Array) -> Array:
   return probs / jnp.sqrt(jnp.sum(probs**2, axis=-1, keepdims=True))
 
 
+class JensenShannon(NamedTuple):
+  """What each class adds to `jensen_shannon_loss` at T = 1, float `[...]`."""
+
+  teacher_weight: float | Array = 0.5
+  normalized: bool = False
+
+  def __call__(self, log_s: Array, log_t: Array) -> Array:
+    """From log-probabilities of student and teacher."""
+    student_weight = 1 - self.teacher_weight
+    from_teacher = _mixed_kl(log_t, log_s, student_weight)
+    from_student = _mixed_kl(log_s, log_t, self.teacher_weight)
+    if self.normalized:
+      # At an end, the term that is 0 / 0 tends to 0.
+      student_part = safe_divide(from_student, self.teacher_weight)
+      return safe_divide(from_teacher, student_weight) + student_part
+    return self.teacher_weight * from_teacher + student_weight * from_student
+
+
 def _mixed_kl(log_p: Array, log_q: Array, weight) -> Array:
-  """KL(p || (1 - weight) p + weight q), which also may be divided by a small `weight`."""
-  return -jnp.sum(jnp.exp(log_p) * _mixing_gain(log_q - log_p, weight), axis=-1)
+  """What each class adds to KL(p || (1 - weight) p + weight q); may be divided by `weight`."""
+  return -jnp.exp(log_p) * _mixing_gain(log_q - log_p, weight)
 
 
 def _mixing_gain(gap: Array, weight) -> Array:

@@ -167,9 +167,8 @@ def top_k_reverse_kl_loss(
     the partition into K and the rest.
   """
   log_s, log_t = _buckets(student_logits, teacher, temperature, support, where)
-  tail = jnp.maximum(log_t[..., -1:], -24 * jnp.log(2.0))
-  log_t = jnp.concatenate([log_t[..., :-1], tail], axis=-1)
-  return reduce_loss(temperature**2 * kl_divergence(log_s, log_t), where=where, reduce_fn=reduce_fn)
+  loss = kl_divergence(log_s, with_some_tail(log_t))
+  return reduce_loss(temperature**2 * loss, where=where, reduce_fn=reduce_fn)
 
 
 def _buckets(student_logits, teacher: TopK, temperature, support, where) -> tuple[Array, Array]:
@@ -185,19 +184,34 @@ def _buckets(student_logits, teacher: TopK, temperature, support, where) -> tupl
   indices = indices if where is None else jnp.where(jnp.asarray(where)[..., None], indices, 0)
   values = floored(visible(values, where, core_ndim=1))
   kept = values != FLOOR  # NaN stays in, and so stays visible.
-  log_t = jnp.where(kept, values - visible(log_z, where)[..., None], FLOOR)
   inside = _scatter(kept, indices, shape)
   rest_s = jax.nn.logsumexp(jnp.where(inside, FLOOR, log_s), axis=-1)
-  rest_t = 1.0 - jnp.sum(jnp.exp(log_t), axis=-1)
-  # Where no class is left for a tail, what the teacher seems to have there is rounding.
   left = jnp.any(~inside & (logits != FLOOR), axis=-1)
-  nothing = (rest_t <= 0.0) | (~left & (rest_t < 1e-6))
-  rest_t = jnp.where(nothing, FLOOR, jnp.log(jnp.where(nothing, 1.0, rest_t)))
   log_s = jnp.where(kept, gather(log_s, indices), FLOOR)
-  return (
-    jnp.concatenate([log_s, rest_s[..., None]], axis=-1),
-    jnp.concatenate([log_t, rest_t[..., None]], axis=-1),
-  )
+  log_t = teacher_buckets(values, visible(log_z, where), left)
+  return jnp.concatenate([log_s, rest_s[..., None]], axis=-1), log_t
+
+
+def teacher_buckets(values: Array, log_normalizer: Array, left: Array) -> Array:
+  """log p of the teacher over its best k and, last, over the rest as one: `[..., k + 1]`.
+
+  Args:
+    values: float32 `[..., k]`, `FLOOR` for none.
+    log_normalizer: float32 `[...]`.
+    left: bool `[...]`, whether any class is left for a tail.
+  """
+  log_t = jnp.where(values != FLOOR, values - log_normalizer[..., None], FLOOR)
+  rest = 1.0 - jnp.sum(jnp.exp(log_t), axis=-1)
+  # Where no class is left, what the teacher seems to have there is rounding.
+  nothing = (rest <= 0.0) | (~left & (rest < 1e-6))
+  rest = jnp.where(nothing, FLOOR, jnp.log(jnp.where(nothing, 1.0, rest)))
+  return jnp.concatenate([log_t, rest[..., None]], axis=-1)
+
+
+def with_some_tail(log_t: Array) -> Array:
+  """The teacher's buckets with a tail of 2**-24 at least, for what divides by it."""
+  tail = jnp.maximum(log_t[..., -1:], -24 * jnp.log(2.0))
+  return jnp.concatenate([log_t[..., :-1], tail], axis=-1)
 
 
 def _scatter(kept: Array, indices: Array, shape) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax import losses
-from kdjax.losses import sweep
+from kdjax.losses import blocks
 from kdjax.types import FactoredLogits
 
 
@@ -73,7 +73,7 @@ def assert_close(actual, expected, rtol=2e-5, atol=1e-6):
   ("tokens", "items", "block"), [(150, 97, 20), (150, 97, 97), (1, 5, 2), (67, 130, None)]
 )
 def test_ragged_blocks_equal_the_plain_loss(tokens, items, block, bias, monkeypatch):
-  monkeypatch.setattr(sweep, "_BLOCK", 640)  # Several blocks of tokens at these sizes.
+  monkeypatch.setattr(blocks, "_BLOCK", 640)  # Several blocks of tokens at these sizes.
   student, teacher = model(tokens, items, 8, 0, bias=bias), model(tokens, items, 12, 1)
   where = jnp.asarray(np.random.default_rng(2).random(tokens) < 0.7).at[0].set(True)
   assert_close(*kl_pair(student, teacher, block=block, where=where))
@@ -81,12 +81,12 @@ def test_ragged_blocks_equal_the_plain_loss(tokens, items, block, bias, monkeypa
 
 def test_blocks_fit_the_cache_and_cover_everything():
   for tokens, items in [(1, 1), (16384, 3416), (1024, 100_000), (7, 10**6), (2000, 24_000)]:
-    blocks = sweep.choose_blocks(tokens, items, None)
-    assert blocks.tokens * blocks.items <= 1.1 * sweep._BLOCK
-    steps = -(-tokens // blocks.tokens)
-    assert steps * blocks.tokens - tokens < 8 * steps + blocks.tokens
-    assert 1 <= blocks.items <= items
-  assert sweep.choose_blocks(16384, 3416, None).items == 3416
+    chosen = blocks.choose_blocks(tokens, items, None)
+    assert chosen.tokens * chosen.items <= 1.1 * blocks._BLOCK
+    steps = -(-tokens // chosen.tokens)
+    assert steps * chosen.tokens - tokens < 8 * steps + chosen.tokens
+    assert 1 <= chosen.items <= items
+  assert blocks.choose_blocks(16384, 3416, None).items == 3416
 
 
 def test_no_array_of_tokens_times_items_is_ever_built():
@@ -204,7 +204,7 @@ def test_block_must_be_positive(block):
 
 
 def test_sharded_batch_equals_one_device(monkeypatch):
-  monkeypatch.setattr(sweep, "_BLOCK", 64 * 50)
+  monkeypatch.setattr(blocks, "_BLOCK", 64 * 50)
   student, teacher = model(512, 50, 8, 0), model(512, 50, 12, 1)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   rows = jax.NamedSharding(mesh, jax.P("data"))

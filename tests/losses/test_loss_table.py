@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases_catalog import CASES as CATALOG
+from cases_catalog_parts import CASES as CATALOG_PARTS
 from cases_divergences import CASES as DIVERGENCES
 from cases_features import CASES as FEATURES
 from cases_listwise import CASES as LISTWISE
@@ -39,6 +40,7 @@ CASES = [
   *PAIRWISE,
   *RECOMMENDERS,
   *CATALOG,
+  *CATALOG_PARTS,
   *DIVERGENCES,
   *SEQUENCE,
 ]
@@ -77,6 +79,10 @@ class Results(NamedTuple):
   sum: Any  # The same of jnp.sum.
 
 
+# What the tests turn off for speed (see conftest.py) decides what infinities come to.
+AS_SERVED = {"xla_cpu_use_fusion_emitters": True}
+
+
 @functools.cache
 def compiled(case_id):
   """`fn(args, where, row_options) -> Results`, compiled once for all tests."""
@@ -90,7 +96,7 @@ def compiled(case_id):
     mean, total = (grad(where, rows, reduce_fn, *args) for reduce_fn in (jnp.mean, jnp.sum))
     return Results(loss(where, rows, None, *args), mean, total)
 
-  return jax.jit(run)
+  return jax.jit(run, compiler_options=AS_SERVED)
 
 
 @functools.cache
@@ -102,7 +108,7 @@ def compiled_parts(case_id):
     options = {**case.options, **rows, "where": where}
     return [case.loss(*args, **options, reduce_fn=reduce_fn) for reduce_fn in (None, totals)]
 
-  return jax.jit(run)
+  return jax.jit(run, compiler_options=AS_SERVED)
 
 
 def run(case, args, *, where=None):

@@ -1,0 +1,223 @@
+"""Distillation over a catalogue from a teacher known in part: its best items, or drawn ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses.common import FLOOR, check_temperature, constant, floored, kl_divergence, visible
+from kdjax.losses.factored import scaled, sweep_loss
+from kdjax.losses.normalized import Given, Outer, sweep_normalizer
+from kdjax.losses.sampled_targets import SampledTargets
+from kdjax.losses.top_k import TopK, teacher_buckets, with_some_tail
+from kdjax.reduce import ReduceFn
+from kdjax.tree import vary_as
+from kdjax.types import Array, FactoredLogits
+
+
+def catalog_top_k_kl_loss(
+  student: FactoredLogits,
+  teacher: TopK,
+  *,
+  temperature: float = 1.0,
+  block: int | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Forward KL over a catalogue from the teacher's best k and the mass of its tail, in blocks.
+
+  $$L = T^2 \left( \sum_{v \in K} p^t_v \log \frac{p^t_v}{p^s_v} +
+  \bar p^t \log \frac{\bar p^t}{\bar p^s} \right), \quad \bar p = 1 - \sum_{v \in K} p_v, \quad
+  p = \mathrm{softmax}(z / T)$$
+
+  Equal to `top_k_kl_loss(student.dense(), teacher, ...)`. Of the teacher nothing is read but what
+  was kept; of the student the k rows, and the log-normaliser of all others.
+
+  Args:
+    student: query float `[..., d]`, table float `[V, d]` (or a `Table`, dequantized first), bias.
+    teacher: TopK of arrays `[..., k]` and `[...]`, from `catalog_top_k_targets` or
+      `top_k_targets`, no item twice; receives no gradient.
+    temperature: T > 0, of the student; the one that the targets were made with.
+    block: items a block, or None to choose from the shapes.
+    where: bool `[...]`, the positions that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
+      in the forward sweep, others recompute it on the way back.
+
+  Returns:
+    float32, in nats times T**2: a scalar, or `[...]` for `reduce_fn=None`. An index out of range
+    that counts gives NaN. Differentiable once.
+
+  Raises:
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0 or
+      `block` < 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> teacher = TopK(jnp.log(jnp.array([[0.9]])), jnp.array([[0]]), jnp.zeros([1]))
+    >>> student = FactoredLogits(jnp.zeros([1, 2]), jnp.ones([3, 2]))
+    >>> round(float(catalog_top_k_kl_loss(student, teacher)), 4)
+    0.7042
+
+  Reference:
+    As `top_k_kl_loss`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary Language
+    Models, 2024, arXiv:2411.09009.
+  """
+  return _of_best(_forward, student, teacher, temperature, block, where, reduce_fn)
+
+
+def catalog_top_k_reverse_kl_loss(
+  student: FactoredLogits,
+  teacher: TopK,
+  *,
+  temperature: float = 1.0,
+  block: int | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Reverse KL over a catalogue from the teacher's best k and the mass of its tail, in blocks.
+
+  $$L = T^2 \left( \sum_{v \in K} p^s_v \log \frac{p^s_v}{p^t_v} +
+  \bar p^s \log \frac{\bar p^s}{\bar p^t} \right), \quad \bar p = 1 - \sum_{v \in K} p_v, \quad
+  p = \mathrm{softmax}(z / T)$$
+
+  Equal to `top_k_reverse_kl_loss(student.dense(), teacher, ...)`.
+
+  Args:
+    student: query float `[..., d]`, table float `[V, d]` (or a `Table`, dequantized first), bias.
+    teacher: TopK of arrays `[..., k]` and `[...]`, from `catalog_top_k_targets` or
+      `top_k_targets`, no item twice; receives no gradient.
+    temperature: T > 0, of the student; the one that the targets were made with.
+    block: items a block, or None to choose from the shapes.
+    where: bool `[...]`, the positions that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
+      in the forward sweep, others recompute it on the way back.
+
+  Returns:
+    float32, in nats times T**2: a scalar, or `[...]` for `reduce_fn=None`. A teacher's tail below
+    2**-24 counts as 2**-24. An index out of range that counts gives NaN. Differentiable once.
+
+  Raises:
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0 or
+      `block` < 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> teacher = TopK(jnp.log(jnp.array([[0.9]])), jnp.array([[0]]), jnp.zeros([1]))
+    >>> student = FactoredLogits(jnp.zeros([1, 2]), jnp.ones([3, 2]))
+    >>> round(float(catalog_top_k_reverse_kl_loss(student, teacher)), 4)
+    0.9337
+
+  Reference:
+    As `top_k_reverse_kl_loss`.
+  """
+  return _of_best(_reverse, student, teacher, temperature, block, where, reduce_fn)
+
+
+def catalog_sampled_cross_entropy_loss(
+  student: FactoredLogits,
+  teacher: SampledTargets,
+  *,
+  temperature: float = 1.0,
+  block: int | None = None,
+  where: Array | None = None,
+  reduce_fn: ReduceFn = jnp.mean,
+):
+  r"""Cross-entropy over a catalogue with a sparse target, times temperature**2, in blocks.
+
+  $$L = -T^2 \sum_n w_n \log p^s_{v_n}, \quad p = \mathrm{softmax}(z / T)$$
+
+  Equal to `sampled_cross_entropy_loss(student.dense(), teacher, ...)`.
+
+  Args:
+    student: query float `[..., d]`, table float `[V, d]` (or a `Table`, dequantized first), bias.
+    teacher: SampledTargets of arrays `[..., N]`; receives no gradient.
+    temperature: T > 0, of the student; the one that the targets were made with.
+    block: items a block, or None to choose from the shapes.
+    where: bool `[...]`, the positions that count.
+    reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
+      in the forward sweep, others recompute it on the way back.
+
+  Returns:
+    float32, in nats times T**2: a scalar, or `[...]` for `reduce_fn=None`. An index out of range
+    that counts gives NaN. Differentiable once.
+
+  Raises:
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0 or
+      `block` < 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> targets = SampledTargets(jnp.array([[2, 2, 0]]), jnp.full([1, 3], 1 / 3))
+    >>> student = FactoredLogits(jnp.zeros([1, 2]), jnp.ones([4, 2]))
+    >>> round(float(catalog_sampled_cross_entropy_loss(student, targets)), 4)
+    1.3863
+
+  Reference:
+    As `sampled_cross_entropy_loss`.
+  """
+  indices, weights = constant(tuple(teacher))
+  flat, logits, bad = _logits_at(student, indices, jnp.shape(weights), where, temperature)
+  weights = visible(weights, where, core_ndim=1).reshape(logits.shape)
+  given = Given(None, (logits, temperature**2 * weights))
+  options = {"block": block, "reduce_fn": reduce_fn, "where": where, "wrong": bad}
+  return _run(_cross_entropy, student, flat, given, options)
+
+
+def _of_best(outer: Outer, student, teacher: TopK, temperature, block, where, reduce_fn):
+  values, indices, log_z = constant(tuple(teacher))
+  if jnp.shape(log_z) != student.query.shape[:-1]:
+    raise ValueError(
+      f"targets of shape {jnp.shape(log_z)} for logits of {student.query.shape[:-1]} and V"
+    )
+  flat, logits, bad = _logits_at(student, indices, jnp.shape(values), where, temperature)
+  values = floored(visible(values, where, core_ndim=1)).reshape(logits.shape)
+  kept = values != FLOOR
+  left = jnp.full(len(values), values.shape[1] < student.num_items)
+  log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
+  skip = jnp.where(kept, indices.reshape(logits.shape), student.num_items)
+  scale = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32) ** 2, len(values))
+  given = Given(skip, (jnp.where(kept, logits, FLOOR), log_t, scale))
+  options = {"block": block, "reduce_fn": reduce_fn, "where": where, "wrong": bad}
+  return _run(outer, student, flat, given, options)
+
+
+def _logits_at(student: FactoredLogits, indices, shape, where, temperature):
+  """The student over the temperature, its logits `[T, k]` of some items, which tokens are wrong."""
+  check_temperature(temperature)
+  leading = student.query.shape[:-1]
+  if jnp.shape(indices) != shape or shape[:-1] != leading:
+    raise ValueError(
+      f"logits of shape {leading} and V, indices {jnp.shape(indices)}, values or weights {shape}"
+    )
+  flat = scaled(student, where, temperature)
+  indices = indices if where is None else jnp.where(jnp.asarray(where)[..., None], indices, 0)
+  wrong = (indices < 0) | (indices >= student.num_items)
+  logits = flat.at(jnp.where(wrong, 0, indices).reshape(-1, shape[-1]))
+  return flat, logits, jnp.any(wrong, axis=-1)
+
+
+def _run(outer: Outer, student, flat: FactoredLogits, given: Given, options):
+  sweep = functools.partial(sweep_normalizer, outer)
+  flat = flat._replace(query=flat.query.reshape(student.query.shape))
+  given = given._replace(values=vary_as(given.values, flat, given))
+  return sweep_loss(sweep, flat, given, **options)[0]
+
+
+def _student_buckets(log_rest: Array, logits: Array) -> Array:
+  """log p over some items and, last, over the rest as one: `[T, k + 1]`."""
+  return jax.nn.log_softmax(jnp.concatenate([logits, log_rest[:, None]], axis=-1), axis=-1)
+
+
+def _forward(log_rest: Array, values) -> Array:
+  logits, log_t, scale = values
+  return scale * kl_divergence(log_t, _student_buckets(log_rest, logits))
+
+
+def _reverse(log_rest: Array, values) -> Array:
+  logits, log_t, scale = values
+  return scale * kl_divergence(_student_buckets(log_rest, logits), with_some_tail(log_t))
+
+
+def _cross_entropy(log_normalizer: Array, values) -> Array:
+  logits, weights = values
+  return jnp.sum(weights * (log_normalizer[:, None] - logits), axis=-1)

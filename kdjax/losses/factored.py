@@ -1,0 +1,113 @@
+"""From `FactoredLogits` and a grammar of losses to sweeps over flat tokens, and back."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.losses.blocks import choose_blocks
+from kdjax.losses.common import FLOOR, check_temperature, constant
+from kdjax.losses.fused import each_loss, weighted_loss
+from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
+from kdjax.types import Array, FactoredLogits
+
+
+def sweep_loss(
+  sweep: Callable[..., Any],
+  student: FactoredLogits,
+  given: Any,
+  *,
+  temperature: float | Array = 1.0,
+  block: int | None,
+  where: Array | None,
+  reduce_fn: ReduceFn,
+  wrong: Array | None = None,
+) -> tuple[Any, Any]:
+  """Runs the sweep that suits the reduction.
+
+  Args:
+    sweep: a `kdjax.losses.fused.Sweep` after its keyword `blocks`.
+    student: logits `[..., V]` in factors.
+    given: what the sweep needs beside them; arrays by token are flat, `[T, ...]`.
+    temperature: by which the logits are divided.
+    block: items a block, or None to choose from the shapes.
+    where: bool `[...]` or None.
+    reduce_fn: see `kdjax.reduce.reduce_loss`.
+    wrong: bool `[...]`, tokens whose loss must be NaN; none by default.
+
+  Returns:
+    The reduced loss, and the tree of its parts reduced alike.
+
+  Raises:
+    ValueError: if `where` has not the shape `[...]`, or `block` < 1.
+  """
+  if block is not None and block < 1:
+    raise ValueError(f"block must be positive, got {block}")
+  leading = student.query.shape[:-1]
+  if where is not None and jnp.shape(where) != leading:
+    raise ValueError(f"where has shape {jnp.shape(where)} but the unreduced loss has {leading}")
+  flat = scaled(student, where, temperature)
+  run = functools.partial(sweep, choose_blocks(flat.query.shape[0], flat.num_items, block))
+  # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
+  bad = jnp.zeros(leading) if wrong is None else jnp.where(wrong, jnp.nan, 0.0)
+  if reduce_fn in (jnp.mean, jnp.sum, totals):
+    seen = jnp.ones(leading, bool) if where is None else jnp.asarray(where)
+    count = jnp.sum(seen, dtype=jnp.float32)
+    bad = jnp.sum(jnp.where(seen, bad, 0.0))
+    found = weighted_loss(run, flat, given, seen.reshape(-1).astype(jnp.float32))
+
+    def finish(total):
+      mean = Mean(total + bad, count)
+      return mean.total if reduce_fn is jnp.sum else mean if reduce_fn is totals else mean.compute()
+
+  else:
+    found = each_loss(run, flat, given)
+
+    def finish(values):
+      return reduce_loss(values.reshape(leading) + bad, where=where, reduce_fn=reduce_fn)
+
+  return jax.tree.map(finish, found)
+
+
+def scaled(
+  logits: FactoredLogits, where: Array | None, temperature: float | Array
+) -> FactoredLogits:
+  """The logits over the temperature as `[T, V]` in arrays, the queries 0 where masked."""
+  query, table, bias = jnp.asarray(logits.query), logits.table, logits.bias
+  if hasattr(table, "rdot"):
+    table = table.take(jnp.arange(logits.num_items))
+  # A `where` of a wrong shape is refused with its own message.
+  if where is not None and jnp.shape(where) == query.shape[:-1]:
+    query = jnp.where(jnp.asarray(where)[..., None], query, jnp.zeros([], query.dtype))
+  query = query.reshape(-1, query.shape[-1]) / jnp.asarray(temperature, query.dtype)
+  return FactoredLogits(query, jnp.asarray(table), _bias(bias, temperature))
+
+
+def scaled_teacher(
+  student: FactoredLogits,
+  teacher: FactoredLogits,
+  where: Array | None,
+  temperature: float | Array,
+) -> FactoredLogits:
+  """The teacher's logits over the temperature, `[T, V]` in factors, without gradient.
+
+  Raises:
+    ValueError: if T <= 0, or the logits of both differ in shape.
+  """
+  check_temperature(temperature)
+  student_shape = (*student.query.shape[:-1], student.num_items)
+  teacher_shape = (*teacher.query.shape[:-1], teacher.num_items)
+  if student_shape != teacher_shape:
+    raise ValueError(
+      f"student and teacher differ in shape of logits: {student_shape} and {teacher_shape}"
+    )
+  teacher = constant(teacher)
+  # A table of integers stays one: its rows are dequantized a block at a time.
+  query = scaled(teacher._replace(table=jnp.zeros([1, 1]), bias=None), where, temperature).query
+  return FactoredLogits(query, teacher.table, _bias(teacher.bias, temperature))
+
+
+def _bias(bias: Array | None, temperature: float | Array) -> Array | None:
+  return None if bias is None else jnp.maximum(bias, FLOOR) / temperature
