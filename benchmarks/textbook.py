@@ -136,6 +136,21 @@ def ours_factored(loss):
   return lambda q, e, tq, te, y: loss(FactoredLogits(q, e), FactoredLogits(tq, te), y)
 
 
+def in_part(targets):
+  """Query and table of the student, and what `targets` keep of the teacher's logits."""
+
+  def inputs(key):
+    q, e, tq, te, _ = factored(key)
+    return q, e, targets(key, tq @ te.T)
+
+  return inputs
+
+
+def ours_in_part(loss):
+  """A catalogue loss on these."""
+  return lambda q, e, targets: loss(FactoredLogits(q, e), targets)
+
+
 def cross_entropy(z, y):
   """Of labels."""
   return -mean(at(log_softmax(z), y))
@@ -158,6 +173,11 @@ def sampled(key):
   """Logits and draws of the teacher."""
   s, t = TWO(key)
   return s, losses.sample_targets(key, t, KEPT)
+
+
+def sampled_cross_entropy(s, x):
+  """With the weights of the draws."""
+  return -mean(dot(x.weights, jnp.take_along_axis(log_softmax(s), x.indices, axis=-1)))
 
 
 def written(key):
@@ -510,12 +530,34 @@ RACES: dict[str, Race] = {
     ),
     ours_factored(losses.catalog_distillation_loss),
   ),
+  "catalog_reverse_kl": Race(
+    factored,
+    lambda q, e, tq, te, y: kl(softmax(q @ e.T), softmax(tq @ te.T)),
+    ours_factored(lambda s, t, y: losses.catalog_reverse_kl_loss(s, t)),
+  ),
+  "catalog_jensen_shannon": Race(
+    factored,
+    lambda q, e, tq, te, y: jensen_shannon(q @ e.T, tq @ te.T),
+    ours_factored(lambda s, t, y: losses.catalog_jensen_shannon_loss(s, t)),
+  ),
+  "catalog_top_k_kl": Race(
+    in_part(lambda key, t: losses.top_k_targets(t, KEPT)),
+    lambda q, e, teacher: kl(*buckets(q @ e.T, teacher)),
+    ours_in_part(losses.catalog_top_k_kl_loss),
+  ),
+  "catalog_top_k_reverse_kl": Race(
+    in_part(lambda key, t: losses.top_k_targets(t, KEPT)),
+    lambda q, e, teacher: kl(*buckets(q @ e.T, teacher)[::-1]),
+    ours_in_part(losses.catalog_top_k_reverse_kl_loss),
+  ),
+  "catalog_sampled_cross_entropy": Race(
+    in_part(lambda key, t: losses.sample_targets(key, t, KEPT)),
+    lambda q, e, x: sampled_cross_entropy(q @ e.T, x),
+    ours_in_part(losses.catalog_sampled_cross_entropy_loss),
+  ),
   "top_k_kl": Race(top_k, lambda s, teacher: kl(*buckets(s, teacher))),
   "top_k_reverse_kl": Race(top_k, lambda s, teacher: kl(*buckets(s, teacher)[::-1])),
-  "sampled_cross_entropy": Race(
-    sampled,
-    lambda s, x: -mean(dot(x.weights, jnp.take_along_axis(log_softmax(s), x.indices, axis=-1))),
-  ),
+  "sampled_cross_entropy": Race(sampled, sampled_cross_entropy),
   "sequence": Race(
     lambda key: labelled(TOKENS)(key)[::2],
     lambda s, y: -mean(total(at(log_softmax(s), y), -1)),

@@ -31,6 +31,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "normalized_decoupled_loss": "The same, with the target's part as a soft label.",
     "bernoulli_kl_loss": "Clicks and multi-label classes: one binary decision a logit.",
     "catalog_kl_loss": "KL over a whole catalogue or vocabulary, without the matrix of logits.",
+    "catalog_reverse_kl_loss": "Reverse KL over a whole catalogue, likewise.",
+    "catalog_jensen_shannon_loss": "Between the two, likewise.",
     "catalog_distillation_loss": "The same with cross-entropy on the labels in one sweep: the "
     "default of `experiments.distill` for sequence models.",
   },
@@ -38,6 +40,9 @@ SECTIONS: dict[str, dict[str, str]] = {
     "top_k_kl_loss": "The teacher's k best and its exact tail are on disk.",
     "top_k_reverse_kl_loss": "The same, mode-seeking.",
     "sampled_cross_entropy_loss": "A few draws of the teacher a position, and unbiased gradients.",
+    "catalog_top_k_kl_loss": "As `top_k_kl_loss`, over a catalogue without the matrix of logits.",
+    "catalog_top_k_reverse_kl_loss": "As `top_k_reverse_kl_loss`, likewise.",
+    "catalog_sampled_cross_entropy_loss": "As `sampled_cross_entropy_loss`, likewise.",
   },
   "Sequences of tokens": {
     "sequence_loss": "Only what the teacher wrote is known, not its probabilities.",
@@ -108,7 +113,7 @@ PICKER = (
   ("the teacher's scores of a candidate list", "`listnet_loss`, `margin_mse_loss`"),
   ("teacher embeddings only", "`cosine_feature_loss`, `info_nce_loss`, `rkd_distance_loss`"),
   ("its hidden states", "`hint_loss` with a `projector`, `self_relation_loss`"),
-  ("its top-k probabilities on disk", "`top_k_kl_loss`"),
+  ("its top-k probabilities on disk", "`top_k_kl_loss`, over a catalogue `catalog_top_k_kl_loss`"),
   ("text that it wrote", "`sequence_loss`"),
   ("click probabilities", "`bernoulli_kl_loss`"),
 )

@@ -18,30 +18,32 @@ KEPT = 50  # Of the teacher's distribution: its best, or as many drawn from it.
 RELATED = 2  # Positions of a row whose classes are correlated with each other.
 
 
-def _on_logits(loss: Callable[..., Any], *, labelled: bool = False) -> Maker:
-  """A loss of `(student_logits, teacher_logits[, labels], *, temperature)`."""
+def _on_logits(
+  loss: Callable[..., Any], *, labelled: bool = False, in_blocks: Callable[..., Any] | None = None
+) -> Maker:
+  """A loss of `(student_logits, teacher_logits[, labels], *, temperature)`.
+
+  `in_blocks` is the same of logits in factors, for which those of a whole catalogue are not made.
+  """
 
   def make(spec: LossSpec, view: View):
     def term(student, teacher, batch):
-      args = [_whole(view.logits(x, batch)) for x in (student, teacher)]
+      args = [view.logits(x, batch) for x in (student, teacher)]
       labels = [view.labels(batch)] if labelled else []
       options = {"temperature": view.temperature, "where": view.where(batch)}
-      return loss(*args, *labels, **options, reduce_fn=totals)
+      if in_blocks is not None and all(isinstance(x, FactoredLogits) for x in args):
+        return in_blocks(*args, **options, reduce_fn=totals)
+      return loss(*(x.dense() for x in args), *labels, **options, reduce_fn=totals)
 
     return Term(spec.term, term)
 
   return make
 
 
-def _whole(logits: Any) -> Any:
-  """All logits; of a teacher of whom only the best were kept, those."""
-  return logits if isinstance(logits, losses.TopK) else logits.dense()
-
-
 def forward_kl(student: Any, teacher: Any, **options: Any):
   """Forward KL of logits in any form: in factors, whole, or the teacher's best."""
   if isinstance(teacher, losses.TopK):
-    return losses.top_k_kl_loss(student.dense(), teacher, **options)
+    return _of_best(losses.top_k_kl_loss, losses.catalog_top_k_kl_loss)(student, teacher, **options)
   if isinstance(student, FactoredLogits) and isinstance(teacher, FactoredLogits):
     return losses.catalog_kl_loss(student, teacher, **options)
   return losses.kl_loss(student.dense(), teacher.dense(), **options)
@@ -54,6 +56,20 @@ def _kl(spec: LossSpec, view: View):
     return forward_kl(own, other, **options, reduce_fn=totals)
 
   return Term(spec.term, term)
+
+
+def _of_best(dense: Callable[..., Any], in_blocks: Callable[..., Any]) -> Callable[..., Any]:
+  """A loss from the teacher's best: `(student, teacher, *, temperature)`, logits in any form."""
+
+  def loss(student, teacher, *, temperature, **options):
+    if not isinstance(teacher, losses.TopK):
+      kept = min(KEPT, teacher.num_items)
+      teacher = losses.catalog_top_k_targets(_given(teacher), kept, temperature=temperature)
+    if isinstance(student, FactoredLogits):
+      return in_blocks(student, teacher, temperature=temperature, **options)
+    return dense(student.dense(), teacher, temperature=temperature, **options)
+
+  return loss
 
 
 def _mse(student_logits, teacher_logits, *, temperature, **options):
@@ -71,25 +87,35 @@ def _soft(student_logits, teacher_logits, *, temperature, **options):
   return losses.soft_cross_entropy_loss(student_logits, probs, **options)
 
 
-def _top_k(loss):
-  def on_best(student_logits, teacher_logits, *, temperature, **options):
-    targets = teacher_logits
-    if not isinstance(targets, losses.TopK):
-      kept = min(KEPT, teacher_logits.shape[-1])
-      targets = losses.top_k_targets(teacher_logits, kept, temperature=temperature)
-    return loss(student_logits, targets, temperature=temperature, **options)
+def _top_k(dense: Callable[..., Any], in_blocks: Callable[..., Any]) -> Maker:
+  loss = _of_best(dense, in_blocks)
 
-  return on_best
+  def make(spec: LossSpec, view: View):
+    def term(student, teacher, batch):
+      own, other = (view.logits(x, batch) for x in (student, teacher))
+      options = {"temperature": view.temperature, "where": view.where(batch)}
+      return loss(own, other, **options, reduce_fn=totals)
+
+    return Term(spec.term, term)
+
+  return make
+
+
+def _given(logits: Any) -> FactoredLogits | Array:
+  """Logits in factors as they are, others as an array."""
+  return logits if isinstance(logits, FactoredLogits) else logits.dense()
 
 
 def _sampled(spec: LossSpec, view: View):
   def term(student, teacher, batch):
-    own, other = (view.logits(x, batch).dense() for x in (student, teacher))
+    own, other = (view.logits(x, batch) for x in (student, teacher))
     key, temperature = jax.random.key(batch["noise"][0]), view.temperature
-    targets = losses.sample_targets(key, other, KEPT, temperature=temperature)
-    return losses.sampled_cross_entropy_loss(
-      own, targets, temperature=temperature, where=view.where(batch), reduce_fn=totals
-    )
+    options: dict[str, Any] = {"temperature": temperature, "where": view.where(batch)}
+    options["reduce_fn"] = totals
+    targets = losses.catalog_sample_targets(key, _given(other), KEPT, temperature=temperature)
+    if isinstance(own, FactoredLogits):
+      return losses.catalog_sampled_cross_entropy_loss(own, targets, **options)
+    return losses.sampled_cross_entropy_loss(own.dense(), targets, **options)
 
   return Term(spec.term, term)
 
@@ -134,8 +160,10 @@ CLICK: Mapping[str, Maker] = {
 # With several classes a position.
 CLASSES: Mapping[str, Maker] = {
   "kl": _kl,
-  "reverse_kl": _on_logits(losses.reverse_kl_loss),
-  "jensen_shannon": _on_logits(losses.jensen_shannon_loss),
+  "reverse_kl": _on_logits(losses.reverse_kl_loss, in_blocks=losses.catalog_reverse_kl_loss),
+  "jensen_shannon": _on_logits(
+    losses.jensen_shannon_loss, in_blocks=losses.catalog_jensen_shannon_loss
+  ),
   "skew_kl": _on_logits(losses.skew_kl_loss),
   "skew_reverse_kl": _on_logits(losses.skew_reverse_kl_loss),
   "total_variation": _on_logits(losses.total_variation_loss),
@@ -143,8 +171,8 @@ CLASSES: Mapping[str, Maker] = {
   "standardized_kl": _on_logits(losses.standardized_kl_loss),
   "universal_logit": _on_logits(losses.universal_logit_loss),
   "soft_cross_entropy": _on_logits(_soft),
-  "top_k_kl": _on_logits(_top_k(losses.top_k_kl_loss)),
-  "top_k_reverse_kl": _on_logits(_top_k(losses.top_k_reverse_kl_loss)),
+  "top_k_kl": _top_k(losses.top_k_kl_loss, losses.catalog_top_k_kl_loss),
+  "top_k_reverse_kl": _top_k(losses.top_k_reverse_kl_loss, losses.catalog_top_k_reverse_kl_loss),
   "sampled_cross_entropy": _sampled,
   "dist": _dist,
   **CLICK,

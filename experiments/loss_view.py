@@ -26,6 +26,11 @@ class DenseLogits(NamedTuple):
 
   values: Array
 
+  @property
+  def num_items(self) -> int:
+    """C."""
+    return self.values.shape[-1]
+
   def dense(self) -> Array:
     """All logits."""
     return self.values

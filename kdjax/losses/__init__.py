@@ -26,6 +26,7 @@ from kdjax.losses.catalog_divergences import (
   catalog_jensen_shannon_loss,
   catalog_reverse_kl_loss,
 )
+from kdjax.losses.catalog_targets import catalog_sample_targets, catalog_top_k_targets
 from kdjax.losses.catalog_top_k import (
   catalog_sampled_cross_entropy_loss,
   catalog_top_k_kl_loss,
@@ -168,9 +169,11 @@ __all__ = [
   "catalog_jensen_shannon_loss",
   "catalog_kl_loss",
   "catalog_reverse_kl_loss",
+  "catalog_sample_targets",
   "catalog_sampled_cross_entropy_loss",
   "catalog_top_k_kl_loss",
   "catalog_top_k_reverse_kl_loss",
+  "catalog_top_k_targets",
   "channel_correlation_loss",
   "cka_loss",
   "collaborative_loss",

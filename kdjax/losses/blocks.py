@@ -38,9 +38,9 @@ class Gradients(NamedTuple):
   table: Array
   bias: Array | None
 
-  def like(self, *inputs: Array | None) -> "Gradients":
-    """In the dtypes of query, table and bias, as cotangents must be."""
-    return jax.tree.map(lambda g, x: g.astype(x.dtype), self, Gradients(*inputs))
+  def like(self, student: FactoredLogits) -> FactoredLogits:
+    """As cotangents of the student must be: of its type, in its dtypes."""
+    return jax.tree.map(lambda g, x: g.astype(x.dtype), FactoredLogits(*self), student)
 
 
 def choose_blocks(num_tokens: int, num_items: int, block: int | None) -> Blocks:
@@ -128,6 +128,16 @@ def block_logits(model: FactoredLogits, start: Array | int, size: int) -> Array:
   return logits + jax.lax.dynamic_slice_in_dim(bias, start, size).astype(jnp.float32)[None, :]
 
 
+def without(logits: Array, skip: Array | None, start: Array | int) -> Array:
+  """Logits `[T, size]` of a block that begins at `start`, `FLOOR` for the items `skip [T, k]`."""
+  if skip is None:
+    return logits
+  columns = skip - start
+  columns = jnp.where(columns < 0, logits.shape[1], columns)  # Negative ones would wrap around.
+  rows = jnp.arange(len(columns))[:, None]
+  return logits.at[rows, columns].set(FLOOR, mode="drop")
+
+
 def no_stats(zeros: Array) -> Stats:
   """Those of no logits at all; `zeros [T]` varies between devices as they will."""
   return zeros[:, None] + FLOOR, zeros[:, None]
@@ -150,9 +160,7 @@ def whole_stats(logits: dict[str, Array]) -> tuple[dict[str, Array], dict[str, S
   """Of logits of all items at once: exp(z - maximum), and the `Stats`."""
   tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
   # The barrier keeps XLA from taking the exponentials again in every consumer.
-  powers = jax.lax.optimization_barrier(
-    jax.tree.map(lambda z, top: jnp.exp(z - top), logits, tops)
-  )
+  powers = jax.lax.optimization_barrier(jax.tree.map(lambda z, top: jnp.exp(z - top), logits, tops))
   return powers, {
     name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()
   }

@@ -1,5 +1,7 @@
 """Losses over a whole catalogue in factored form, which never build the [tokens, items] matrix."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from kdjax.losses.common import constant
@@ -52,7 +54,7 @@ def catalog_cross_entropy_loss(
     (blocks and recomputation; here without their gradient filtering, so exact).
   """
   labels, wrong = _labels(student, labels, where)
-  options = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn}
   return sweep_loss(sweep, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
 
 
@@ -102,7 +104,7 @@ def catalog_kl_loss(
   """
   target = Target(teacher=scaled_teacher(student, teacher, where, temperature))
   mix = Mix(scale=jnp.asarray(temperature, jnp.float32) ** 2)
-  options = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn}
   return sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)[0]
 
 
@@ -169,7 +171,7 @@ def catalog_distillation_loss(
     jnp.asarray(temperature, jnp.float32) ** 2,
     None if shared else jnp.asarray(temperature, jnp.float32),
   )
-  options = {"block": block, "where": where, "reduce_fn": reduce_fn, "wrong": wrong}
+  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn, "wrong": wrong}
   loss, each = sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)
   return (loss, constant({"cross_entropy": each.label, "kl": each.teacher})) if parts else loss
 

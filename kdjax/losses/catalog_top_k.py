@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR, check_temperature, constant, floored, kl_divergence, visible
-from kdjax.losses.factored import scaled, sweep_loss
+from kdjax.losses.factored import sweep_loss
 from kdjax.losses.normalized import Given, Outer, sweep_normalizer
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK, teacher_buckets, with_some_tail
 from kdjax.reduce import ReduceFn
-from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
 
@@ -62,7 +61,8 @@ def catalog_top_k_kl_loss(
     As `top_k_kl_loss`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary Language
     Models, 2024, arXiv:2411.09009.
   """
-  return _of_best(_forward, student, teacher, temperature, block, where, reduce_fn)
+  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  return _of_best(_FORWARD, student, teacher, **options)
 
 
 def catalog_top_k_reverse_kl_loss(
@@ -110,7 +110,8 @@ def catalog_top_k_reverse_kl_loss(
   Reference:
     As `top_k_reverse_kl_loss`.
   """
-  return _of_best(_reverse, student, teacher, temperature, block, where, reduce_fn)
+  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  return _of_best(_REVERSE, student, teacher, **options)
 
 
 def catalog_sampled_cross_entropy_loss(
@@ -156,68 +157,68 @@ def catalog_sampled_cross_entropy_loss(
     As `sampled_cross_entropy_loss`.
   """
   indices, weights = constant(tuple(teacher))
-  flat, logits, bad = _logits_at(student, indices, jnp.shape(weights), where, temperature)
-  weights = visible(weights, where, core_ndim=1).reshape(logits.shape)
-  given = Given(None, (logits, temperature**2 * weights))
-  options = {"block": block, "reduce_fn": reduce_fn, "where": where, "wrong": bad}
-  return _run(_cross_entropy, student, flat, given, options)
+  items, wrong = _items(student, indices, weights, where)
+  weights = visible(weights, where, core_ndim=1).reshape(items.shape)
+  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  return _swept(_CROSS_ENTROPY, student, items, weights, wrong, **options)
 
 
-def _of_best(outer: Outer, student, teacher: TopK, temperature, block, where, reduce_fn):
+def _of_best(outer: Outer, student, teacher: TopK, **options):
   values, indices, log_z = constant(tuple(teacher))
+  where = options["where"]
   if jnp.shape(log_z) != student.query.shape[:-1]:
     raise ValueError(
       f"targets of shape {jnp.shape(log_z)} for logits of {student.query.shape[:-1]} and V"
     )
-  flat, logits, bad = _logits_at(student, indices, jnp.shape(values), where, temperature)
-  values = floored(visible(values, where, core_ndim=1)).reshape(logits.shape)
-  kept = values != FLOOR
+  items, wrong = _items(student, indices, values, where)
+  values = floored(visible(values, where, core_ndim=1)).reshape(items.shape)
   left = jnp.full(len(values), values.shape[1] < student.num_items)
   log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
-  skip = jnp.where(kept, indices.reshape(logits.shape), student.num_items)
-  scale = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32) ** 2, len(values))
-  given = Given(skip, (jnp.where(kept, logits, FLOOR), log_t, scale))
-  options = {"block": block, "reduce_fn": reduce_fn, "where": where, "wrong": bad}
-  return _run(outer, student, flat, given, options)
+  items = jnp.where(values != FLOOR, items, student.num_items)
+  return _swept(outer, student, items, log_t, wrong, **options)
 
 
-def _logits_at(student: FactoredLogits, indices, shape, where, temperature):
-  """The student over the temperature, its logits `[T, k]` of some items, which tokens are wrong."""
-  check_temperature(temperature)
-  leading = student.query.shape[:-1]
+def _items(student: FactoredLogits, indices, weights, where) -> tuple[Array, Array]:
+  """Items `[T, k]`, and which tokens name one that is none, `[...]`."""
+  leading, shape = student.query.shape[:-1], jnp.shape(weights)
   if jnp.shape(indices) != shape or shape[:-1] != leading:
     raise ValueError(
       f"logits of shape {leading} and V, indices {jnp.shape(indices)}, values or weights {shape}"
     )
-  flat = scaled(student, where, temperature)
   indices = indices if where is None else jnp.where(jnp.asarray(where)[..., None], indices, 0)
-  wrong = (indices < 0) | (indices >= student.num_items)
-  logits = flat.at(jnp.where(wrong, 0, indices).reshape(-1, shape[-1]))
-  return flat, logits, jnp.any(wrong, axis=-1)
+  wrong = jnp.any((indices < 0) | (indices >= student.num_items), axis=-1)
+  return indices.reshape(-1, shape[-1]).astype(jnp.int32), wrong
 
 
-def _run(outer: Outer, student, flat: FactoredLogits, given: Given, options):
+def _swept(outer: Outer, student, items, values, wrong, *, temperature, **options):
+  check_temperature(temperature)
+  scale = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32) ** 2, len(items))
   sweep = functools.partial(sweep_normalizer, outer)
-  flat = flat._replace(query=flat.query.reshape(student.query.shape))
-  given = given._replace(values=vary_as(given.values, flat, given))
-  return sweep_loss(sweep, flat, given, **options)[0]
+  given = Given(items, (values, scale))
+  return sweep_loss(sweep, student, given, temperature=temperature, wrong=wrong, **options)[0]
 
 
-def _student_buckets(log_rest: Array, logits: Array) -> Array:
-  """log p over some items and, last, over the rest as one: `[T, k + 1]`."""
+def _student_buckets(log_rest: Array, logits: Array, log_t: Array) -> Array:
+  """log p of the student where the teacher's buckets are: `[T, k + 1]`."""
+  logits = jnp.where(log_t[:, :-1] == FLOOR, FLOOR, logits)
   return jax.nn.log_softmax(jnp.concatenate([logits, log_rest[:, None]], axis=-1), axis=-1)
 
 
-def _forward(log_rest: Array, values) -> Array:
-  logits, log_t, scale = values
-  return scale * kl_divergence(log_t, _student_buckets(log_rest, logits))
+def _forward(log_rest: Array, logits: Array, values) -> Array:
+  log_t, scale = values
+  return scale * kl_divergence(log_t, _student_buckets(log_rest, logits, log_t))
 
 
-def _reverse(log_rest: Array, values) -> Array:
-  logits, log_t, scale = values
-  return scale * kl_divergence(_student_buckets(log_rest, logits), with_some_tail(log_t))
+def _reverse(log_rest: Array, logits: Array, values) -> Array:
+  log_t, scale = values
+  log_s = _student_buckets(log_rest, logits, log_t)
+  return scale * kl_divergence(log_s, with_some_tail(log_t))
 
 
-def _cross_entropy(log_normalizer: Array, values) -> Array:
-  logits, weights = values
-  return jnp.sum(weights * (log_normalizer[:, None] - logits), axis=-1)
+def _cross_entropy(log_normalizer: Array, logits: Array, values) -> Array:
+  weights, scale = values
+  return scale * jnp.sum(weights * (log_normalizer[:, None] - logits), axis=-1)
+
+
+_FORWARD, _REVERSE = Outer(_forward, others=True), Outer(_reverse, others=True)
+_CROSS_ENTROPY = Outer(_cross_entropy, others=False)

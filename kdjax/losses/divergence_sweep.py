@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kdjax.losses.blocks import (
   Blocks,
   Gradients,
+  Sums,
   add_gradients,
   block_logits,
   log_normalizer,
@@ -28,7 +29,8 @@ from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
-Part = Callable[[Array, Array], Array]  # (log p of the student, of the teacher) -> of each class.
+# (log p of the student, of the teacher) -> what each class adds, and its slope by the first.
+Part = Callable[[Array, Array], tuple[Array, Array]]
 
 
 # Compiled as one program even where the caller runs op by op.
@@ -78,8 +80,7 @@ def _tokens(part: Part, pair: dict[str, FactoredLogits], weight, known, sums, bl
   def slopes(logits, stats):
     """The parts of a block, their slopes by log p of the student, and p of the student."""
     log_p = {name: z - log_normalizer(stats[name]) for name, z in logits.items()}
-    parts, pull = jax.vjp(lambda own: part(own, log_p["teacher"]), log_p["student"])
-    return parts, pull(jnp.ones_like(parts))[0], jnp.exp(log_p["student"])
+    return *part(log_p["student"], log_p["teacher"]), jnp.exp(log_p["student"])
 
   start = vary_as(jnp.zeros(pair["student"].query.shape), zeros)
   if size == num_items:
@@ -96,7 +97,7 @@ def _tokens(part: Part, pair: dict[str, FactoredLogits], weight, known, sums, bl
     parts, slope, _ = slopes(fresh_logits(start, fresh), stats)
     return carry[0] + jnp.sum(parts, axis=-1), carry[1] + jnp.sum(slope, axis=-1)
 
-  def add(carry, start, fresh):
+  def add(carry: tuple[Array, Sums], start, fresh):
     _, slope, p = slopes(fresh_logits(start, fresh), stats)
     residual = (slope - p * pull[:, None]) * weight[:, None]
     return add_gradients(*carry, pair["student"], start, residual)

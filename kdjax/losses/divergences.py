@@ -4,7 +4,7 @@ Forward KL is `kdjax.losses.logits.kl_loss`. Over tokens, `[..., L, C]` logits w
 give token-level distillation; `kdjax.losses.sequence.sequence_mean` weighs every sequence alike.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax.numpy as jnp
 
@@ -56,13 +56,19 @@ def reverse_kl_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  kl = jnp.sum(reverse_kl(log_s, log_t), axis=-1)
+  kl = jnp.sum(reverse_kl(log_s, log_t)[0], axis=-1)
   return reduce_loss(temperature**2 * kl, where=where, reduce_fn=reduce_fn)
 
 
-def reverse_kl(log_s: Array, log_t: Array) -> Array:
-  """What each class adds to KL(student || teacher), float `[...]`, from log-probabilities."""
-  return jnp.exp(log_s) * (log_s - log_t)
+def reverse_kl(log_s: Array, log_t: Array) -> tuple[Array, Array]:
+  """What each class adds to KL(student || teacher), `[...]`, from log-probabilities.
+
+  Returns:
+    It, and its derivative by `log_s` up to a multiple of p of the student, which does not change
+    the gradient by the logits.
+  """
+  part = jnp.exp(log_s) * (log_s - log_t)
+  return part, part
 
 
 def jensen_shannon_loss(
@@ -121,7 +127,7 @@ def jensen_shannon_loss(
   log_s, log_t = log_prob_pair(
     student_logits, teacher_logits, temperature=temperature, support=support, where=where
   )
-  loss = jnp.sum(JensenShannon(teacher_weight, normalized)(log_s, log_t), axis=-1)
+  loss = jnp.sum(JensenShannon(teacher_weight, normalized)(log_s, log_t)[0], axis=-1)
   return reduce_loss(temperature**2 * loss, where=where, reduce_fn=reduce_fn)
 
 
@@ -328,22 +334,25 @@ def _unit(probs: Array) -> Array:
   return probs / jnp.sqrt(jnp.sum(probs**2, axis=-1, keepdims=True))
 
 
-class JensenShannon(NamedTuple):
-  """What each class adds to `jensen_shannon_loss` at T = 1, float `[...]`."""
+@dataclasses.dataclass(frozen=True)
+class JensenShannon:
+  """What each class adds to `jensen_shannon_loss` at T = 1, and its slope: as `reverse_kl`."""
 
   teacher_weight: float | Array = 0.5
   normalized: bool = False
 
-  def __call__(self, log_s: Array, log_t: Array) -> Array:
-    """From log-probabilities of student and teacher."""
+  def __call__(self, log_s: Array, log_t: Array) -> tuple[Array, Array]:
     student_weight = 1 - self.teacher_weight
     from_teacher = _mixed_kl(log_t, log_s, student_weight)
     from_student = _mixed_kl(log_s, log_t, self.teacher_weight)
-    if self.normalized:
-      # At an end, the term that is 0 / 0 tends to 0.
-      student_part = safe_divide(from_student, self.teacher_weight)
-      return safe_divide(from_teacher, student_weight) + student_part
-    return self.teacher_weight * from_teacher + student_weight * from_student
+    if not self.normalized:
+      slope = student_weight * from_student
+      return self.teacher_weight * from_teacher + slope, slope
+    # At an end, the sum over classes that is 0 / 0 tends to 0.
+    slope = safe_divide(from_student, self.teacher_weight)
+    part = safe_divide(from_teacher, student_weight) + slope
+    limit = jnp.exp(log_s) - jnp.exp(log_t)
+    return part, jnp.where(jnp.equal(self.teacher_weight, 0), limit, slope)
 
 
 def _mixed_kl(log_p: Array, log_q: Array, weight) -> Array:

@@ -44,13 +44,13 @@ def weighted_loss(sweep: Sweep, student: FactoredLogits, given: Any, weight: Arr
 
 def _weighted_forward(sweep, student, given, weight):
   found = sweep(student, given, weight, None, with_grads=True)
-  return _weigh(found, weight), (found.grads.like(*student), found.d_given)
+  return _weigh(found, weight), (found.grads.like(student), found.d_given)
 
 
 def _weighted_backward(sweep, saved, cotangents):
   del sweep
   grads, d_given = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), saved)
-  return FactoredLogits(*grads), d_given, None
+  return grads, d_given, None
 
 
 weighted_loss.defvjp(_weighted_forward, _weighted_backward)
@@ -71,7 +71,7 @@ def _each_forward(sweep, student, given):
 def _each_backward(sweep, saved, cotangents):
   student, given, known = saved
   found = sweep(student, given, cotangents[0], known, with_grads=True)
-  return FactoredLogits(*found.grads.like(*student)), found.d_given
+  return found.grads.like(student), found.d_given
 
 
 each_loss.defvjp(_each_forward, _each_backward)

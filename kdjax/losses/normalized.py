@@ -1,8 +1,8 @@
-"""Losses of a token's log-normaliser and of some of its logits: teachers known in part.
+"""Losses of some of a token's logits and of the log-normaliser: teachers known in part.
 
 Whatever compares a softmax over a catalogue with a few of its items reads their logits, and log sum
-exp of all or of the others. Only the second touches the whole catalogue, and its gradient is a
-softmax times one number a token, taken in the same sweep.
+exp of all or of the others. The gradient is a softmax times one number a token, and some numbers at
+the few: both are taken in the same sweep.
 """
 
 import functools
@@ -15,32 +15,45 @@ import jax.numpy as jnp
 from kdjax.losses.blocks import (
   Blocks,
   Gradients,
+  Sums,
   add_gradients,
+  add_stats,
   block_logits,
   log_normalizer,
-  measure,
+  no_stats,
   no_sums,
   over_items,
   over_tokens,
   whole_stats,
+  without,
 )
 from kdjax.losses.common import FLOOR
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
-Outer = Callable[[Array, Any], Array]  # (log-normaliser [T], a tree of [T, ...]) -> loss [T].
+
+class Outer(NamedTuple):
+  """How a token's loss follows from what a sweep finds.
+
+  Attributes:
+    loss: `(log-normaliser [T], logits of the items [T, k], values) -> [T]`.
+    others: whether the normaliser is of all other items, and not of all.
+  """
+
+  loss: Callable[[Array, Array, Any], Array]
+  others: bool
 
 
 class Given(NamedTuple):
-  """What a token's loss depends on besides the log-normaliser.
+  """What a token's loss depends on besides the student.
 
   Attributes:
-    skip: int `[T, k]`, items that the log-normaliser leaves out, or None.
-    values: a tree of float `[T, ...]`, which gradients reach.
+    items: int `[T, k]`, whose logits count; V for none, whose logit is 0. With `others` none twice.
+    values: a tree of `[T, ...]`, without gradient.
   """
 
-  skip: Array | None
+  items: Array
   values: Any
 
 
@@ -49,60 +62,77 @@ class Given(NamedTuple):
 def sweep_normalizer(
   outer: Outer, blocks: Blocks, student: FactoredLogits, given: Given, weight, known, *, with_grads
 ) -> Swept:
-  """`outer(log-normaliser, values)`: a `kdjax.losses.fused.Sweep` once it has outer and blocks."""
+  """`outer.loss`: a `kdjax.losses.fused.Sweep` once it has outer and blocks."""
   query, table, bias = student
 
   def step(sums, x):
     (query, given, known), weight = x
     own = FactoredLogits(query, table, bias)
-    values, stats, d_query, d_values, sums = _tokens(own, outer, given, weight, known, sums, blocks)
-    return sums, (values, stats, d_query, d_values)
+    values, known, d_query, sums = _tokens(own, outer, given, weight, known, sums, blocks)
+    return sums, (values, known, d_query)
 
   sums = no_sums(table, bias, query, given, weight) if with_grads else None
   tokens = (query, given, known)
-  sums, (values, stats, d_query, d_values) = over_tokens(step, blocks, tokens, weight, sums)
-  found = Swept(values, None, stats)
-  if sums is None:
-    return found
-  return found._replace(grads=Gradients(d_query, *sums), d_given=Given(None, d_values))
+  sums, (values, known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
+  found = Swept(values, None, known)
+  return found if sums is None else found._replace(grads=Gradients(d_query, *sums))
 
 
-def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, stats, sums, blocks):
+def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, sums, blocks):
   num_items, size = student.num_items, blocks.items
   zeros = vary_as(jnp.zeros(weight.shape, jnp.float32), student, given, weight)
+  rows = jnp.arange(len(weight))[:, None]
 
-  def fresh_logits(start, fresh):
+  def places(start, fresh):
+    """Where the items stand in a block, and `size` for those that do not."""
+    columns = given.items - start
+    inside = (columns >= 0) & (columns < size)
+    if fresh is not True:
+      inside &= fresh[0][jnp.where(inside, columns, 0)]
+    return jnp.where(inside, columns, size)
+
+  def read(start, fresh):
+    """Logits of a block as the normaliser sees them, and of the items that stand there."""
     logits = jnp.where(fresh, block_logits(student, start, size), FLOOR)
-    if given.skip is not None:
-      columns = given.skip - start
-      columns = jnp.where(columns < 0, size, columns)  # Negative ones would wrap around.
-      rows = jnp.arange(len(columns))[:, None]
-      logits = logits.at[rows, columns].set(FLOOR, mode="drop")
-    return {"student": logits}
+    found = logits.at[rows, places(start, fresh)].get(mode="fill", fill_value=0.0)
+    return without(logits, given.items if outer.others else None, start), found
 
-  powers = {}
+  def find(carry, start, fresh):
+    stats, found = carry
+    logits, new = read(start, fresh)
+    return add_stats(stats, logits), found + new
+
+  powers = None
   if size == num_items:
-    powers, stats = whole_stats(fresh_logits(0, True))
-  elif stats is None:
-    stats = measure(fresh_logits, ["student"], num_items, size, zeros)
-  top, total = stats["student"]
-  values, pull = jax.vjp(outer, log_normalizer((top, total))[:, 0], given.values)
+    logits, found = read(0, True)
+    all_powers, all_stats = whole_stats({"student": logits})
+    powers, stats = all_powers["student"], all_stats["student"]
+  elif known is None:
+    start = (no_stats(zeros), jnp.zeros(given.items.shape) + zeros[:, None])
+    stats, found = over_items(find, num_items, size, start)
+  else:
+    stats, found = known
+  top, total = stats
+  log_z = log_normalizer(stats)[:, 0]
+  values, pull = jax.vjp(lambda z, own: outer.loss(z, own, given.values), log_z, found)
   if sums is None:
-    return values, stats, None, None, None
-  slope, d_values = jax.tree.map(
-    # A token that does not count may hold garbage.
-    lambda x: jnp.where(weight.reshape(-1, *[1] * (x.ndim - 1)) == 0, 0.0, x),
-    pull(vary_as(weight, values)),
+    return values, (stats, found), None, None
+  # A token that does not count may hold garbage.
+  slope, d_found = (
+    jnp.where(weight.reshape(-1, *[1] * (x.ndim - 1)) == 0, 0.0, x)
+    for x in pull(vary_as(weight, values))
   )
   share = slope[:, None] / total
 
-  def add(carry, start, fresh):
-    part = jnp.where(fresh, jnp.exp(fresh_logits(start, fresh)["student"] - top), 0.0)
-    return add_gradients(*carry, student, start, part * share)
+  def add(carry: tuple[Array, Sums], start, fresh, powers=None):
+    if powers is None:
+      powers = jnp.where(fresh, jnp.exp(read(start, fresh)[0] - top), 0.0)
+    residual = (powers * share).at[rows, places(start, fresh)].add(d_found, mode="drop")
+    return add_gradients(*carry, student, start, residual)
 
-  carry = (vary_as(jnp.zeros(student.query.shape), zeros), sums)
+  carry: tuple[Array, Sums] = (vary_as(jnp.zeros(student.query.shape), zeros), sums)
   if size == num_items:
-    d_query, sums = add_gradients(*carry, student, 0, powers["student"] * share)
+    carry = add(carry, 0, True, powers)
   else:
-    d_query, sums = over_items(add, num_items, size, carry)
-  return values, stats, d_query, d_values, sums
+    carry = over_items(add, num_items, size, carry)
+  return values, (stats, found), *carry
