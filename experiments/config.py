@@ -298,6 +298,11 @@ class DistillConfig:
     "step; sequence models and decoders.",
     lower=0,
   )
+  teacher_cache: str = option(
+    "",
+    "Workdir of experiments.cache_teacher: what it kept of a teacher stands for --teacher (KL and "
+    "losses on the features it kept). With --stream it stays on disk.",
+  )
   on_policy: float = option(
     0.0,
     "decoder: share of the steps in which the student itself continues the beginnings of training "

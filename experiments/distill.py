@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from experiments import (
+  caches,
   cli,
   families,
   fitting,
@@ -26,6 +27,7 @@ from experiments.tasks import Task
 from kdjax import losses, models
 from kdjax.flags import group, option
 from kdjax.reduce import totals
+from kdjax.train import teacher_cache
 from kdjax.train.objective import Term
 
 
@@ -45,8 +47,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   folder = runs.open_workdir(workdir, config)
   if (done := runs.finished(folder)) is not None:
     return done
-  kept = config.distill.cached_rankings or config.distill.user_embeddings
-  given = config.teacher or (() if kept else ("",))
+  alone = config.distill.cached_rankings or config.distill.user_embeddings
+  given = config.teacher or (() if alone or config.distill.teacher_cache else ("",))
   teachers = [stored.load_model(path, flag="--teacher") for path in given]
   problems.describe_data(config.data, config.model.model, folder)
   task = problems.make_task(config.data, config.model.model)
@@ -55,8 +57,11 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     stored.check_teacher(teacher, task, config.data, own_tokens=own_tokens)
   sizes = families.model_sizes(config.model, task)
   task, added = add_kept(task, config.distill, config.fit, config.data)
-  terms = distill_terms(task, config.distill, config.fit, num_teachers=len(teachers))
+  num_teachers = len(teachers) or int(bool(config.distill.teacher_cache))
+  terms = distill_terms(task, config.distill, config.fit, num_teachers=num_teachers)
   inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
+  if config.distill.inherit_tables and config.distill.teacher_cache:
+    raise ValueError("--inherit_tables: --teacher_cache holds no tables; leave one of the two out")
   if config.distill.inherit_tables and teachers:
     if config.model.start:
       raise ValueError("--inherit_tables: tables start from --start already; give one of the two")
@@ -93,7 +98,7 @@ def add_kept(
   """The task with what teachers elsewhere left on disk beside its rows, and the terms on that."""
   task, ranked = rankings.added(task, distill, fit, data)
   task, shared = shared_users.added(task, distill, data)
-  return task, ranked + shared
+  return caches.added(task, distill, fit, data), ranked + shared
 
 
 def learns_predictions(distill: DistillConfig) -> bool:
@@ -153,6 +158,11 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
     ValueError: naming the flag, and what would be right.
   """
   asked = loss_names(distill.distill_losses)
+  if distill.teacher_cache and distill.cache_top_k:
+    raise ValueError("--teacher_cache is there already; leave --cache_top_k out")
+  kept = "--teacher_cache" * bool(distill.teacher_cache) or "--cache_top_k" * bool(
+    distill.cache_top_k
+  )
   if "policy" in asked and distill.sample_temperature != distill.temperature:
     raise ValueError(
       "--distill_losses: policy judges texts by the distribution that wrote them: give "
@@ -161,21 +171,28 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
   if distill.on_policy:
     if task.sampler is None:
       raise ValueError(f"--on_policy: the {task.name} task has no texts to write; leave it out")
-    if distill.cache_top_k:
+    if kept:
       raise ValueError(
-        "--on_policy: what --cache_top_k keeps is of the training texts alone, not of those that "
-        "the student will write; leave one out"
+        f"--on_policy: what {kept} keeps is of the training texts alone, not of those that the "
+        "student will write; leave one out"
       )
-  if distill.cache_top_k:
-    if task.name not in ("sequence", "language"):
-      raise ValueError(f"--cache_top_k: no fixed positions in the {task.name} task; leave it out")
+  if kept:
+    if task.name not in caches.TASKS:
+      raise ValueError(f"{kept}: no fixed positions in the {task.name} task; leave it out")
     if distill.cache_queries:
-      raise ValueError("--cache_top_k and --cache_queries keep the same teacher; leave one out")
-    plain = not distill.distill_losses and (distill.distill_loss != "kl" or distill.hint_weight)
-    if plain or asked - {*logit_terms.OF_BEST}:
+      raise ValueError(f"{kept} and --cache_queries keep the same teacher; leave one out")
+    best: tuple[str, ...] = logit_terms.OF_BEST
+    features, hint = set[str](), bool(distill.hint_weight)
+    if distill.teacher_cache:
+      coding = teacher_cache.read(distill.teacher_cache)[0]
+      best = logit_terms.OF_DRAWS if coding.samples else best
+      # A feature that was not kept is refused by its name.
+      features, hint = set(loss_terms.OF_FEATURES), hint and not coding.features
+    plain = not distill.distill_losses and (distill.distill_loss != "kl" or hint)
+    if plain or asked - {*best} - features:
       raise ValueError(
-        f"--cache_top_k keeps enough for {', '.join(logit_terms.OF_BEST)} of --distill_losses, or "
-        "for --distill_loss=kl without a hint; leave it out for others"
+        f"{kept} keeps enough for {', '.join(best)} of --distill_losses, or for --distill_loss=kl "
+        "without a hint; leave it out for others"
       )
 
 

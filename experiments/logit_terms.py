@@ -44,6 +44,8 @@ def forward_kl(student: Any, teacher: Any, **options: Any):
   """Forward KL of logits in any form: in factors, whole, or the teacher's best."""
   if isinstance(teacher, losses.TopK):
     return _of_best(losses.top_k_kl_loss, losses.catalog_top_k_kl_loss)(student, teacher, **options)
+  if isinstance(teacher, losses.SampledTargets):  # KL but for the teacher's entropy.
+    return _of_draws(student, teacher, **options)
   if isinstance(student, FactoredLogits) and isinstance(teacher, FactoredLogits):
     return losses.catalog_kl_loss(student, teacher, **options)
   return losses.kl_loss(student.dense(), teacher.dense(), **options)
@@ -106,16 +108,22 @@ def _given(logits: Any) -> FactoredLogits | Array:
   return logits if isinstance(logits, FactoredLogits) else logits.dense()
 
 
+def _of_draws(student: Any, teacher: losses.SampledTargets, **options: Any):
+  """Cross-entropy on draws, of logits in any form."""
+  if isinstance(student, FactoredLogits):
+    return losses.catalog_sampled_cross_entropy_loss(student, teacher, **options)
+  return losses.sampled_cross_entropy_loss(student.dense(), teacher, **options)
+
+
 def _sampled(spec: LossSpec, view: View):
   def term(student, teacher, batch):
     own, other = (view.logits(x, batch) for x in (student, teacher))
     key, temperature = jax.random.key(batch["noise"][0]), view.temperature
     options: dict[str, Any] = {"temperature": temperature, "where": view.where(batch)}
-    options["reduce_fn"] = totals
-    targets = losses.catalog_sample_targets(key, _given(other), KEPT, temperature=temperature)
-    if isinstance(own, FactoredLogits):
-      return losses.catalog_sampled_cross_entropy_loss(own, targets, **options)
-    return losses.sampled_cross_entropy_loss(own.dense(), targets, **options)
+    drawn: Any = other
+    if not isinstance(drawn, losses.SampledTargets):
+      drawn = losses.catalog_sample_targets(key, _given(other), KEPT, temperature=temperature)
+    return _of_draws(own, drawn, **options, reduce_fn=totals)
 
   return Term(spec.term, term)
 
@@ -150,8 +158,9 @@ def make_term(distill: DistillConfig, where: Callable[[Batch], Array]) -> Term:
   return Term(f"distill_{distill.distill_loss}", term, distill.distill_weight)
 
 
-# What --cache_top_k keeps enough for.
+# What a teacher's best logits are enough for, and what they are with draws from the rest.
 OF_BEST = ("kl", "top_k_kl", "top_k_reverse_kl")
+OF_DRAWS = ("kl", "sampled_cross_entropy")
 # With one logit a position, a click.
 CLICK: Mapping[str, Maker] = {
   "bernoulli_kl": _on_logits(_bernoulli),

@@ -55,6 +55,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     teacher = stored.load_model(config.teacher, flag="--teacher")
     own_tokens = needs_no_tokens(config.distill)
     stored.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
+  taught = bool(config.teacher or config.distill.teacher_cache)
+  if taught:
     terms = distill_terms(task, config.distill, config.fit)
   params, sizes = shrink(source, config.prune)
   fitted = fitting.fit_model(
@@ -65,11 +67,11 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     folder,
     terms=terms + added,
     teachers=() if teacher is None else (teacher,),
-    distill=config.distill if config.teacher else None,
+    distill=config.distill if taught else None,
     start=jax.tree.map(jnp.asarray, params),
     last=lambda num_steps: transform(config.prune, num_steps, config.fit.seed),
     # A student that is not yet as sparse as was asked for cannot be the best one.
-    predicts=teacher is None or learns_predictions(config.distill),
+    predicts=not taught or learns_predictions(config.distill),
     min_best=lambda num_steps: last_mask(config.prune, num_steps) + 1,
     name=folder.name,
   )

@@ -131,7 +131,7 @@ def cloze(batch, key):
 
 def catalog_logits(logits: Any, fit: FitConfig) -> Any:
   """Logits in the type that the flags ask of products with the whole catalogue."""
-  made = isinstance(logits, losses.TopK)
+  made = isinstance(logits, losses.TopK | losses.SampledTargets)
   if made or fit.logits_dtype == "same" or hasattr(logits.table, "rdot"):
     return logits
   query, table = (x.astype(fit.logits_dtype) for x in (logits.query, logits.table))
@@ -219,7 +219,7 @@ def joint_term(distill: DistillConfig, fit: FitConfig) -> Term | None:
   """Full cross-entropy and softened KL in one sweep over the catalogue, both still logged."""
   if distill.distill_loss != "kl" or fit.label_loss not in ("auto", "cross_entropy"):
     return None
-  if distill.cache_top_k or distill.on_policy:
+  if distill.cache_top_k or distill.teacher_cache or distill.on_policy:
     return None  # No whole teacher, or positions without a label.
 
   def loss(student, teacher, batch):

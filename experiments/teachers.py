@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import caches
 from experiments.config import DistillConfig, FitConfig
 from experiments.families import make_model
 from experiments.stored import SavedModel
 from experiments.tasks import Task, predict
 from kdjax import serve
-from kdjax.train import teacher_queries, teacher_targets, teacher_tokens
+from kdjax.train import teacher_cache, teacher_queries, teacher_tokens
 from kdjax.types import Apply, Params
 
 
@@ -20,6 +21,11 @@ def join_teachers(
 ) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
   """One `apply` and its params for all teachers, and the rows that it reads."""
   arrays = dict(task.arrays)
+  if distill.teacher_cache:
+    if teachers:
+      raise ValueError("--teacher_cache stands for the teacher; leave --teacher out")
+    coding, _ = teacher_cache.read(distill.teacher_cache)
+    return teacher_cache.with_cache(coding), {}, arrays
   applies, params = [], []
   for number, teacher in enumerate(teachers):
     apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
@@ -36,9 +42,9 @@ def join_teachers(
       arrays[name] = cache_queries(task, fit, apply, teacher.params)
       apply = teacher_queries.with_queries(apply, name=name)
     elif distill.cache_top_k:
-      name = teacher_targets.NAME + suffix
-      arrays |= _cache_top_k(task, fit, distill, apply, own, name)
-      apply, own = teacher_targets.with_targets(name=name), {}
+      name = teacher_cache.NAME + suffix
+      coding, arrays[name] = _cache_top_k(task, fit, distill, apply, own)
+      apply, own = teacher_cache.with_cache(coding, name=name), {}
     elif (rows := _own_tokens(task, teacher)) is not None:
       if len(teachers) > 1:
         raise ValueError("--teacher: a teacher of other tokens than the student's must be alone")
@@ -70,24 +76,15 @@ def _own_tokens(task: Task, teacher: SavedModel) -> dict[str, np.ndarray] | None
 
 
 def _cache_top_k(
-  task: Task, fit: FitConfig, distill: DistillConfig, apply: Apply, params: Params, name: str
-) -> dict[str, np.ndarray]:
-  k = distill.cache_top_k
-  classes = task.sizes["vocab_size" if task.name == "language" else "num_items"]
+  task: Task, fit: FitConfig, distill: DistillConfig, apply: Apply, params: Params
+) -> tuple[teacher_cache.Coding, np.ndarray]:
+  k, classes = distill.cache_top_k, caches.num_classes(task)
   if k > classes:
     raise ValueError(f"--cache_top_k={k}: there are {classes:,} to choose from")
-  size = teacher_targets.target_bytes(task.arrays, k) / 1e6
-  rows, length = next(iter(task.arrays.values())).shape
-  print(f"the teacher's best {k} of {rows:,} x {length} positions: {size:,.1f} MB", flush=True)
-  return teacher_targets.encode_targets(
-    apply,
-    params,
-    task.arrays,
-    k,
-    temperature=distill.temperature,
-    name=name,
-    progress=fit.progress,
-  )
+  coding = teacher_cache.Coding(classes, k, "float32", temperature=distill.temperature)
+  caches.describe(task, coding)
+  rows = teacher_cache.encode_rows(apply, params, task.arrays, coding, progress=fit.progress)
+  return coding, rows
 
 
 def cache_queries(task: Task, fit: FitConfig, apply: Apply, params: Params) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""A teacher that was run once and is on disk, by flags."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
+
+from experiments import cache_teacher, distill, prune, train
+from experiments.config import DistillConfig, PruneConfig
+from kdjax.data.errors import DataError
+from kdjax.train import teacher_cache
+from kdjax.train.writers import read_jsonl
+
+FIT = dataclasses.replace(tiny.FIT, epochs=1)
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("teacher")
+  train.run(tiny.train_config(), folder)
+  return str(folder)
+
+
+def keep(teacher, folder, **options):
+  options = {"top_k": ITEMS, "rows_per_shard": 4, "progress": False, "data": tiny.DATA} | options
+  return cache_teacher.run(cache_teacher.Config(teacher, **options), folder)
+
+
+def student(folder, teacher="", fit=FIT, **options):
+  config = tiny.distill_config(teacher, fit=fit, **options)
+  config = dataclasses.replace(config, teacher=(teacher,) if teacher else ())
+  distill.run(config, folder)
+  return next(line for line in read_jsonl(folder / "metrics.jsonl") if "train/loss" in line)
+
+
+def test_students_cannot_tell_it_from_the_live_teacher(teacher, tmp_path, capsys):
+  cache = tmp_path / "cache"
+  done = [keep(teacher, cache, values="float32", part=f"{i}/2")["shards_written"] for i in (0, 1)]
+  assert sum(done) == len(list(cache.glob("shard-*.array_record"))) > 2
+  assert keep(teacher, cache, values="float32")["shards_written"] == 0
+  assert f"the teacher's best {ITEMS} of" in capsys.readouterr().out
+  entries = {"distill_losses": ("kl:0.5",)}
+  live = student(tmp_path / "live", teacher, **entries)
+  for stream in (False, True):
+    fit = dataclasses.replace(FIT, stream=stream)
+    kept = student(tmp_path / f"kept-{stream}", fit=fit, teacher_cache=str(cache), **entries)
+    for name in ("train/loss", "train/kl", "train/grad_norm", "valid/ndcg@10"):
+      assert kept[name] == pytest.approx(live[name], rel=1e-4)
+
+
+def test_draws_features_and_pruning(teacher, tmp_path):
+  cache = tmp_path / "cache"
+  keep(teacher, cache, top_k=5, samples=4, features=("query",), values="int8")
+  entries = ("kl:0.5", "sampled_cross_entropy:0.1", "hint@query:0.1")
+  line = student(tmp_path / "student", teacher_cache=str(cache), distill_losses=entries)
+  assert all(np.isfinite(line[f"train/{name.split(':')[0]}"]) for name in entries)
+  config = prune.Config(
+    str(tmp_path / "student"), "", DistillConfig(teacher_cache=str(cache)),
+    PruneConfig(sparsity=0.5), FIT,
+  )  # fmt: skip
+  pruned = prune.run(config, tmp_path / "pruned")
+  assert pruned["size"]["nonzero"] < 0.8 * pruned["size"]["parameters"]
+
+
+@pytest.fixture(scope="module")
+def cache(teacher, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("cache") / "cache"
+  keep(teacher, folder, top_k=3)
+  return str(folder)
+
+
+@pytest.mark.parametrize(
+  ("data", "options", "message"),
+  [
+    ({"max_length": 8}, {}, "other training rows: --max_length was 16, is 8"),
+    ({}, {"temperature": 2.0}, "was made for --temperature=1, here it is 2"),
+    ({}, {"distill_losses": ("reverse_kl:1",)}, "--teacher_cache keeps enough for kl, top_k_kl"),
+    ({}, {"distill_losses": ("hint@query:1",)}, "the teacher has no feature 'query'; it has none"),
+    ({}, {"cache_top_k": 3}, "leave --cache_top_k out"),
+    ({}, {"inherit_tables": True}, "--teacher_cache holds no tables"),
+  ],
+)
+def test_what_does_not_fit_is_named(cache, data, options, message, tmp_path):
+  config = tiny.distill_config("", fit=FIT, teacher_cache=cache, **options)
+  config = dataclasses.replace(config, teacher=(), data=dataclasses.replace(config.data, **data))
+  with pytest.raises(ValueError, match=message):
+    distill.run(config, tmp_path)
+
+
+def test_a_teacher_beside_its_cache_is_refused(teacher, cache, tmp_path):
+  with pytest.raises(ValueError, match="leave --teacher out"):
+    student(tmp_path, teacher, teacher_cache=cache)
+
+
+def test_other_tasks_and_folders_say_so(teacher, cache, tmp_path):
+  config = tiny.distill_config("", "mf", FIT, teacher_cache=cache)
+  with pytest.raises(DataError, match="--teacher_cache: no fixed positions in the pair task"):
+    distill.run(dataclasses.replace(config, teacher=()), tmp_path / "mf")
+  with pytest.raises(DataError, match=r"--teacher_cache: .*no index\.json in it"):
+    student(tmp_path / "none", teacher_cache=teacher)
+  with pytest.raises(DataError, match=r"holds other rows \(about\.coding\.k 3, now 4\)"):
+    keep(teacher, cache, top_k=4)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"top_k": 41}, "--top_k=41: there are 40 to choose from"),
+    ({"part": "2/2"}, "--part=2/2: give i/n with i below n"),
+    ({"features": ("hidden",)}, "--features: the teacher has no hidden; it has block_0"),
+  ],
+)
+def test_what_cannot_be_kept_is_named(teacher, options, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    keep(teacher, tmp_path, **options)
+
+
+def test_a_damaged_cache_is_named(teacher, tmp_path):
+  keep(teacher, tmp_path, top_k=3)
+  coding, rows = teacher_cache.read(tmp_path)
+  assert coding.k == 3
+  assert len(rows) > 0
+  (tmp_path / "index.json").write_text(
+    (tmp_path / "index.json").read_text().replace('"k": 3', '"q": 3')
+  )
+  with pytest.raises(DataError, match="not the cache of a teacher"):
+    teacher_cache.read(tmp_path)
