@@ -40,7 +40,7 @@ def test_its_tables_are_those_of_the_result_files():
 
 
 def test_claims_are_those_of_the_rows():
-  from benchmarks import summary
+  from benchmarks import recommenders
 
   def rows(name, values, size):
     return [
@@ -48,7 +48,7 @@ def test_claims_are_those_of_the_rows():
       for v in values
     ]
 
-  found = summary.claims(
+  found = recommenders.claims(
     rows("teacher", [0.5], 1000)
     + rows("alone", [0.4, 0.41, 0.42], 500)
     + rows("+ pruned", [0.48, 0.49, 0.5], 200)
