@@ -55,7 +55,7 @@ def under(*prefix: str, select: Select = lambda path, leaf: True) -> Select:
   return selected
 
 
-def vary_as(tree: Params, *like: Params) -> Params:
+def vary_as(tree: Params, *like: Params, but: str | None = None) -> Params:
   """The same values, typed to differ between devices as those of `like` do.
 
   Inside `jax.shard_map` an array has a type that says over which axes of the mesh it varies, and
@@ -65,6 +65,7 @@ def vary_as(tree: Params, *like: Params) -> Params:
   Args:
     tree: arrays that a loop starts from.
     like: what the loop reads.
+    but: an axis that is left as it is.
 
   Example:
     >>> import jax.numpy as jnp
@@ -74,7 +75,7 @@ def vary_as(tree: Params, *like: Params) -> Params:
   axes = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(like)))
 
   def cast(x: Any) -> Any:
-    missing = tuple(sorted(axes - jax.typeof(x).manual_axis_type.varying))
+    missing = tuple(sorted(axes - {but} - jax.typeof(x).manual_axis_type.varying))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
   return jax.tree.map(cast, tree)

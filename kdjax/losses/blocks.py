@@ -25,10 +25,40 @@ Sums = tuple[Array, Array | None]  # Gradients of table [V, d] and bias [V] so f
 
 
 class Blocks(NamedTuple):
-  """How many tokens and items a block of logits covers."""
+  """How many tokens and items a block of logits covers, and where the other items are.
+
+  Attributes:
+    tokens: of a block.
+    items: of a block.
+    axis: the mesh axis over which the rows of the tables are split, or None. Every device then
+      sweeps over its own, and what is summed over items is summed over the axis.
+  """
 
   tokens: int
   items: int
+  axis: str | None = None
+
+  def total(self, values: Any) -> Any:
+    """Sums over items, of the items of all devices."""
+    return values if self.axis is None else jax.lax.psum(values, self.axis)
+
+  def joined(self, stats: dict[str, Stats]) -> dict[str, Stats]:
+    """`Stats` of the items of all devices."""
+    if self.axis is None:
+      return stats
+    found = {}
+    for name, (top, total) in stats.items():
+      # Nothing is learned through a maximum, but its gradient would have to be known.
+      highest = jax.lax.pmax(jax.lax.stop_gradient(top), self.axis)
+      found[name] = (highest, jax.lax.psum(total * jnp.exp(top - highest), self.axis))
+    return found
+
+  def own(self, ids: Array, num_items: int) -> Array:
+    """Ids of all items as places among the `num_items` of this device, `num_items` elsewhere."""
+    if self.axis is None:
+      return ids
+    places = ids - jax.lax.axis_index(self.axis) * num_items
+    return jnp.where((places < 0) | (places >= num_items), num_items, places)
 
 
 class Gradients(NamedTuple):
@@ -43,8 +73,10 @@ class Gradients(NamedTuple):
     return jax.tree.map(lambda g, x: g.astype(x.dtype), FactoredLogits(*self), student)
 
 
-def choose_blocks(num_tokens: int, num_items: int, block: int | None) -> Blocks:
-  """Block sizes from the shapes; `block` fixes how many items."""
+def choose_blocks(
+  num_tokens: int, num_items: int, block: int | None, axis: str | None = None
+) -> Blocks:
+  """Block sizes from the shapes, those of one device; `block` fixes how many items."""
   if block is None and num_items <= _WHOLE:
     items = num_items
   elif block is None:
@@ -54,7 +86,7 @@ def choose_blocks(num_tokens: int, num_items: int, block: int | None) -> Blocks:
   items = -(-num_items // -(-num_items // items))  # Even blocks, so that the last one is not small.
   tokens = max(64, _BLOCK // items)
   steps = max(1, -(-num_tokens // tokens))
-  return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items)
+  return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis)
 
 
 def over_tokens(
@@ -156,21 +188,25 @@ def log_normalizer(stats: Stats) -> Array:
   return stats[0] + jnp.log(stats[1])
 
 
-def whole_stats(logits: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Stats]]:
+def whole_stats(
+  logits: dict[str, Array], blocks: Blocks
+) -> tuple[dict[str, Array], dict[str, Stats]]:
   """Of logits of all items at once: exp(z - maximum), and the `Stats`."""
   tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
   # The barrier keeps XLA from taking the exponentials again in every consumer.
   powers = jax.lax.optimization_barrier(jax.tree.map(lambda z, top: jnp.exp(z - top), logits, tops))
-  return powers, {
-    name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()
-  }
+  own = {name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()}
+  stats = blocks.joined(own)
+  if blocks.axis is not None:
+    powers = {name: p * jnp.exp(tops[name] - stats[name][0]) for name, p in powers.items()}
+  return powers, stats
 
 
 def measure(
   logits: Callable[[Array, Array], dict[str, Array]],
   names: Iterable[str],
   num_items: int,
-  size: int,
+  blocks: Blocks,
   zeros: Array,
 ) -> dict[str, Stats]:
   """The `Stats` of the named logits that `logits(start, fresh)` makes a block at a time.
@@ -182,7 +218,8 @@ def measure(
     found = logits(start, fresh)
     return {name: add_stats(stats[name], z) for name, z in found.items()}
 
-  return over_items(step, num_items, size, dict.fromkeys(names, no_stats(zeros)))
+  start = dict.fromkeys(names, no_stats(zeros))
+  return blocks.joined(over_items(step, num_items, blocks.items, start))
 
 
 def no_sums(table: Array, bias: Array | None, *like: Any) -> Sums:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kdjax.losses.common import constant
-from kdjax.losses.factored import scaled_teacher, sweep_loss
+from kdjax.losses.factored import count_items, scaled_teacher, sweep_loss
 from kdjax.losses.sweep import Mix, Target, sweep
 from kdjax.reduce import ReduceFn
 from kdjax.types import Array, FactoredLogits
@@ -16,6 +16,7 @@ def catalog_cross_entropy_loss(
   labels: Array,
   *,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -31,6 +32,8 @@ def catalog_cross_entropy_loss(
     student: query float `[..., d]`, table float `[V, d]` (or a `Table`, dequantized first), bias.
     labels: int `[...]` in `[0, V)`; masked ones may be anything (PAD).
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -53,8 +56,13 @@ def catalog_cross_entropy_loss(
     Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009
     (blocks and recomputation; here without their gradient filtering, so exact).
   """
-  labels, wrong = _labels(student, labels, where)
-  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  labels, wrong = _labels(student, labels, where, axis_name)
+  options: dict[str, Any] = {
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+  }
   return sweep_loss(sweep, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
 
 
@@ -64,6 +72,7 @@ def catalog_kl_loss(
   *,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -80,6 +89,8 @@ def catalog_kl_loss(
     teacher: query float `[..., d_t]`, table `[V, d_t]` or a `Table`; receives no gradient.
     temperature: T > 0, shared by both.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -104,7 +115,12 @@ def catalog_kl_loss(
   """
   target = Target(teacher=scaled_teacher(student, teacher, where, temperature))
   mix = Mix(scale=jnp.asarray(temperature, jnp.float32) ** 2)
-  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  options: dict[str, Any] = {
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+  }
   return sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)[0]
 
 
@@ -117,6 +133,7 @@ def catalog_distillation_loss(
   distill_weight: float | Array = 0.5,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   parts: bool = False,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
@@ -138,6 +155,8 @@ def catalog_distillation_loss(
     distill_weight: w_d, of the KL.
     temperature: T > 0 of the KL, shared by both; the cross-entropy is taken at 1.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     parts: also return what the loss is made of, for the log.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
@@ -162,7 +181,7 @@ def catalog_distillation_loss(
   Reference:
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
   """
-  labels, wrong = _labels(student, labels, where)
+  labels, wrong = _labels(student, labels, where, axis_name)
   target = Target(labels, scaled_teacher(student, teacher, where, temperature))
   shared = isinstance(temperature, int | float) and temperature == 1
   mix = Mix(
@@ -171,16 +190,23 @@ def catalog_distillation_loss(
     jnp.asarray(temperature, jnp.float32) ** 2,
     None if shared else jnp.asarray(temperature, jnp.float32),
   )
-  options: dict[str, Any] = {"block": block, "where": where, "reduce_fn": reduce_fn, "wrong": wrong}
+  options: dict[str, Any] = {
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+    "wrong": wrong,
+  }
   loss, each = sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)
   return (loss, constant({"cross_entropy": each.label, "kl": each.teacher})) if parts else loss
 
 
-def _labels(student, labels, where):
+def _labels(student, labels, where, axis_name):
   """Labels `[T]` with the sentinel V for wrong ones, and which are wrong, `[...]`."""
   if jnp.shape(labels) != student.query.shape[:-1]:
     raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {student.query.shape[:-1]}")
   labels = jnp.asarray(labels)
   safe = labels if where is None else jnp.where(where, labels, 0)
-  wrong = (safe < 0) | (safe >= student.num_items)
-  return jnp.where(wrong, student.num_items, safe).reshape(-1), wrong
+  num_items = count_items(student, axis_name)
+  wrong = (safe < 0) | (safe >= num_items)
+  return jnp.where(wrong, num_items, safe).reshape(-1), wrong

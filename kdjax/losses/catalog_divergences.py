@@ -18,6 +18,7 @@ def catalog_reverse_kl_loss(
   *,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -34,6 +35,8 @@ def catalog_reverse_kl_loss(
     teacher: query float `[..., d_t]`, table `[V, d_t]` or a `Table`; receives no gradient.
     temperature: T > 0, shared by both.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -56,7 +59,7 @@ def catalog_reverse_kl_loss(
     As `reverse_kl_loss`; fused with the last linear layer as in Hsu et al., Liger Kernel, 2024,
     arXiv:2410.10989.
   """
-  return _divergence(reverse_kl, student, teacher, temperature, block, where, reduce_fn)
+  return _divergence(reverse_kl, student, teacher, temperature, block, axis_name, where, reduce_fn)
 
 
 def catalog_jensen_shannon_loss(
@@ -67,6 +70,7 @@ def catalog_jensen_shannon_loss(
   normalized: bool = False,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -85,6 +89,8 @@ def catalog_jensen_shannon_loss(
     normalized: divide by beta (1 - beta), by its limit at the ends.
     temperature: T > 0, shared by both.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -109,12 +115,12 @@ def catalog_jensen_shannon_loss(
   """
   check_fraction("teacher_weight", teacher_weight)
   part = JensenShannon(float(teacher_weight), normalized)
-  return _divergence(part, student, teacher, temperature, block, where, reduce_fn)
+  return _divergence(part, student, teacher, temperature, block, axis_name, where, reduce_fn)
 
 
-def _divergence(part: Part, student, teacher, temperature, block, where, reduce_fn):
+def _divergence(part: Part, student, teacher, temperature, block, axis_name, where, reduce_fn):
   scale = jnp.asarray(temperature, jnp.float32) ** 2
   given = (scaled_teacher(student, teacher, where, temperature), scale)
   sweep = functools.partial(sweep_divergence, part)
-  options = {"block": block, "where": where, "reduce_fn": reduce_fn}
+  options = {"block": block, "where": where, "reduce_fn": reduce_fn, "axis_name": axis_name}
   return sweep_loss(sweep, student, given, temperature=temperature, **options)[0]

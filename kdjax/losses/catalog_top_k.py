@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR, check_temperature, constant, floored, kl_divergence, visible
-from kdjax.losses.factored import sweep_loss
+from kdjax.losses.factored import count_items, sweep_loss
 from kdjax.losses.normalized import Given, Outer, sweep_normalizer
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK, teacher_buckets, with_some_tail
@@ -20,6 +20,7 @@ def catalog_top_k_kl_loss(
   *,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -38,6 +39,8 @@ def catalog_top_k_kl_loss(
       `top_k_targets`, no item twice; receives no gradient.
     temperature: T > 0, of the student; the one that the targets were made with.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -61,7 +64,13 @@ def catalog_top_k_kl_loss(
     As `top_k_kl_loss`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary Language
     Models, 2024, arXiv:2411.09009.
   """
-  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  options = {
+    "temperature": temperature,
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+  }
   return _of_best(_FORWARD, student, teacher, **options)
 
 
@@ -71,6 +80,7 @@ def catalog_top_k_reverse_kl_loss(
   *,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -88,6 +98,8 @@ def catalog_top_k_reverse_kl_loss(
       `top_k_targets`, no item twice; receives no gradient.
     temperature: T > 0, of the student; the one that the targets were made with.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -110,7 +122,13 @@ def catalog_top_k_reverse_kl_loss(
   Reference:
     As `top_k_reverse_kl_loss`.
   """
-  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  options = {
+    "temperature": temperature,
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+  }
   return _of_best(_REVERSE, student, teacher, **options)
 
 
@@ -120,6 +138,7 @@ def catalog_sampled_cross_entropy_loss(
   *,
   temperature: float = 1.0,
   block: int | None = None,
+  axis_name: str | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -134,6 +153,8 @@ def catalog_sampled_cross_entropy_loss(
     teacher: SampledTargets of arrays `[..., N]`; receives no gradient.
     temperature: T > 0, of the student; the one that the targets were made with.
     block: items a block, or None to choose from the shapes.
+    axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
+      evenly; labels stay those of the whole catalogue. None where they are whole.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -157,9 +178,15 @@ def catalog_sampled_cross_entropy_loss(
     As `sampled_cross_entropy_loss`.
   """
   indices, weights = constant(tuple(teacher))
-  items, wrong = _items(student, indices, weights, where)
+  items, wrong = _items(student, indices, weights, where, axis_name)
   weights = visible(weights, where, core_ndim=1).reshape(items.shape)
-  options = {"temperature": temperature, "block": block, "where": where, "reduce_fn": reduce_fn}
+  options = {
+    "temperature": temperature,
+    "block": block,
+    "where": where,
+    "reduce_fn": reduce_fn,
+    "axis_name": axis_name,
+  }
   return _swept(_CROSS_ENTROPY, student, items, weights, wrong, **options)
 
 
@@ -170,15 +197,16 @@ def _of_best(outer: Outer, student, teacher: TopK, **options):
     raise ValueError(
       f"targets of shape {jnp.shape(log_z)} for logits of {student.query.shape[:-1]} and V"
     )
-  items, wrong = _items(student, indices, values, where)
+  items, wrong = _items(student, indices, values, where, options["axis_name"])
   values = floored(visible(values, where, core_ndim=1)).reshape(items.shape)
-  left = jnp.full(len(values), values.shape[1] < student.num_items)
+  num_items = count_items(student, options["axis_name"])
+  left = jnp.full(len(values), values.shape[1] < num_items)
   log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
-  items = jnp.where(values != FLOOR, items, student.num_items)
+  items = jnp.where(values != FLOOR, items, num_items)
   return _swept(outer, student, items, log_t, wrong, **options)
 
 
-def _items(student: FactoredLogits, indices, weights, where) -> tuple[Array, Array]:
+def _items(student: FactoredLogits, indices, weights, where, axis_name) -> tuple[Array, Array]:
   """Items `[T, k]`, and which tokens name one that is none, `[...]`."""
   leading, shape = student.query.shape[:-1], jnp.shape(weights)
   if jnp.shape(indices) != shape or shape[:-1] != leading:
@@ -186,7 +214,7 @@ def _items(student: FactoredLogits, indices, weights, where) -> tuple[Array, Arr
       f"logits of shape {leading} and V, indices {jnp.shape(indices)}, values or weights {shape}"
     )
   indices = indices if where is None else jnp.where(jnp.asarray(where)[..., None], indices, 0)
-  wrong = jnp.any((indices < 0) | (indices >= student.num_items), axis=-1)
+  wrong = jnp.any((indices < 0) | (indices >= count_items(student, axis_name)), axis=-1)
   return indices.reshape(-1, shape[-1]).astype(jnp.int32), wrong
 
 

@@ -64,7 +64,9 @@ def sweep_divergence(
   tokens = (query, teacher.query, known)
   sums, (values, known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
   found = Swept(scale * values, None, known)
-  return found if sums is None else found._replace(grads=Gradients(d_query, *sums))
+  if sums is None:
+    return found
+  return found._replace(grads=Gradients(blocks.total(d_query), *sums))
 
 
 def _tokens(part: Part, pair: dict[str, FactoredLogits], weight, known, sums, blocks: Blocks):
@@ -85,9 +87,9 @@ def _tokens(part: Part, pair: dict[str, FactoredLogits], weight, known, sums, bl
   start = vary_as(jnp.zeros(pair["student"].query.shape), zeros)
   if size == num_items:
     logits = fresh_logits(0, True)
-    _, stats = whole_stats(logits)
+    _, stats = whole_stats(logits, blocks)
     parts, slope, p = slopes(logits, stats)
-    values, pull = jnp.sum(parts, axis=-1), jnp.sum(slope, axis=-1)
+    values, pull = blocks.total((jnp.sum(parts, axis=-1), jnp.sum(slope, axis=-1)))
     if sums is None:
       return values, None, None, None
     residual = (slope - p * pull[:, None]) * weight[:, None]
@@ -103,8 +105,8 @@ def _tokens(part: Part, pair: dict[str, FactoredLogits], weight, known, sums, bl
     return add_gradients(*carry, pair["student"], start, residual)
 
   if known is None:
-    stats = measure(fresh_logits, pair, num_items, size, zeros)
-    values, pull = over_items(add_up, num_items, size, (zeros, zeros))
+    stats = measure(fresh_logits, pair, num_items, blocks, zeros)
+    values, pull = blocks.total(over_items(add_up, num_items, size, (zeros, zeros)))
     known = (stats, values, pull)
   stats, values, pull = known
   if sums is None:

@@ -11,6 +11,7 @@ from kdjax.losses.blocks import choose_blocks
 from kdjax.losses.common import FLOOR, check_temperature, constant
 from kdjax.losses.fused import each_loss, weighted_loss
 from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
+from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
 
@@ -23,6 +24,7 @@ def sweep_loss(
   block: int | None,
   where: Array | None,
   reduce_fn: ReduceFn,
+  axis_name: str | None = None,
   wrong: Array | None = None,
 ) -> tuple[Any, Any]:
   """Runs the sweep that suits the reduction.
@@ -35,6 +37,7 @@ def sweep_loss(
     block: items a block, or None to choose from the shapes.
     where: bool `[...]` or None.
     reduce_fn: see `kdjax.reduce.reduce_loss`.
+    axis_name: the mesh axis over which the rows of the tables are split, or None.
     wrong: bool `[...]`, tokens whose loss must be NaN; none by default.
 
   Returns:
@@ -49,7 +52,12 @@ def sweep_loss(
   if where is not None and jnp.shape(where) != leading:
     raise ValueError(f"where has shape {jnp.shape(where)} but the unreduced loss has {leading}")
   flat = scaled(student, where, temperature)
-  run = functools.partial(sweep, choose_blocks(flat.query.shape[0], flat.num_items, block))
+  # Cast outside of the sweep, so that JAX sums the gradients of what several devices share.
+  query = vary_as(flat.query, flat, given, but=axis_name)
+  flat = FactoredLogits(query, *vary_as(flat[1:], flat, given))
+  run = functools.partial(
+    sweep, choose_blocks(flat.query.shape[0], flat.num_items, block, axis_name)
+  )
   # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
   bad = jnp.zeros(leading) if wrong is None else jnp.where(wrong, jnp.nan, 0.0)
   if reduce_fn in (jnp.mean, jnp.sum, totals):
@@ -69,6 +77,11 @@ def sweep_loss(
       return reduce_loss(values.reshape(leading) + bad, where=where, reduce_fn=reduce_fn)
 
   return jax.tree.map(finish, found)
+
+
+def count_items(student: FactoredLogits, axis_name: str | None) -> int:
+  """V of all devices."""
+  return student.num_items * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
 def scaled(

@@ -64,6 +64,7 @@ def sweep_normalizer(
 ) -> Swept:
   """`outer.loss`: a `kdjax.losses.fused.Sweep` once it has outer and blocks."""
   query, table, bias = student
+  given = given._replace(items=blocks.own(given.items, student.num_items))
 
   def step(sums, x):
     (query, given, known), weight = x
@@ -75,7 +76,9 @@ def sweep_normalizer(
   tokens = (query, given, known)
   sums, (values, known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
   found = Swept(values, None, known)
-  return found if sums is None else found._replace(grads=Gradients(d_query, *sums))
+  if sums is None:
+    return found
+  return found._replace(grads=Gradients(blocks.total(d_query), *sums))
 
 
 def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, sums, blocks):
@@ -105,11 +108,12 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
   powers = None
   if size == num_items:
     logits, found = read(0, True)
-    all_powers, all_stats = whole_stats({"student": logits})
-    powers, stats = all_powers["student"], all_stats["student"]
+    all_powers, all_stats = whole_stats({"student": logits}, blocks)
+    powers, stats, found = all_powers["student"], all_stats["student"], blocks.total(found)
   elif known is None:
     start = (no_stats(zeros), jnp.zeros(given.items.shape) + zeros[:, None])
-    stats, found = over_items(find, num_items, size, start)
+    own, found = over_items(find, num_items, size, start)
+    stats, found = blocks.joined({"student": own})["student"], blocks.total(found)
   else:
     stats, found = known
   top, total = stats

@@ -75,6 +75,8 @@ def sweep(
 ) -> Swept:
   """Cross-entropy, KL or both: a `kdjax.losses.fused.Sweep` once it has its blocks."""
   (query, table, bias), (target, mix) = student, given
+  if target.labels is not None:
+    target = target._replace(labels=blocks.own(target.labels, student.num_items))
 
   def step(sums, x):
     (query, labels, teacher_query, known), weight = x
@@ -94,7 +96,7 @@ def sweep(
   grads = Gradients(d_query, *sums)
   if target.labels is not None:
     grads = _minus_labels(grads, query, table, target.labels, weight * mix.label_slope)
-  return found._replace(grads=grads)
+  return found._replace(grads=grads._replace(query=blocks.total(grads.query)))
 
 
 def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, stats, sums, blocks: Blocks):
@@ -141,7 +143,7 @@ def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, stats, su
   carry = vary_as(carry, student, target, mix, weight)
   if size == num_items:
     logits = all_logits(0)
-    powers, stats = whole_stats(logits)
+    powers, stats = whole_stats(logits, blocks)
     carry = add_block(carry, 0, logits, powers, stats, True)
   else:
 
@@ -156,9 +158,10 @@ def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, stats, su
       return add_block(carry, start, logits, powers, stats, fresh)
 
     if stats is None:
-      stats = measure(fresh_logits, shares, num_items, size, vary_as(zeros, student, target, mix))
+      stats = measure(fresh_logits, shares, num_items, blocks, vary_as(zeros, student, target, mix))
     carry = over_items(add, num_items, size, carry)
   losses, d_query, sums = carry
+  losses = blocks.total(losses)
   logs = {name: jnp.log(total[:, 0]) for name, (_, total) in stats.items()}
   if labels is not None:
     losses = losses._replace(label=losses.label + logs[own])

@@ -1,0 +1,145 @@
+"""Catalogue losses whose tables are split over a mesh axis: vocabulary-parallel."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kdjax import losses
+from kdjax.reduce import Mean, totals
+from kdjax.types import FactoredLogits
+
+ITEMS, TOKENS = 72, 12
+STUDENT = FactoredLogits(P("data"), P("model"), P("model"))
+
+
+def logits(width, seed, items=ITEMS):
+  rng = np.random.default_rng(seed)
+  shapes = (TOKENS, width), (items, width), (items,)
+  return FactoredLogits(*(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+
+
+TEACHER = logits(9, 1)
+BEST = losses.catalog_top_k_targets(TEACHER, 5)
+DRAWN = losses.catalog_sample_targets(jax.random.key(0), TEACHER, 4, keep=3)
+LABELS = jnp.asarray(np.random.default_rng(2).integers(0, ITEMS, TOKENS), jnp.int32)
+TOPK = losses.TopK(P("data"), P("data"), P("data"))
+DRAWS = losses.SampledTargets(P("data"), P("data"))
+CASES = {
+  losses.catalog_cross_entropy_loss: ((LABELS,), (P("data"),)),
+  losses.catalog_kl_loss: ((TEACHER,), (STUDENT,)),
+  losses.catalog_reverse_kl_loss: ((TEACHER,), (STUDENT,)),
+  losses.catalog_jensen_shannon_loss: ((TEACHER,), (STUDENT,)),
+  losses.catalog_distillation_loss: ((TEACHER, LABELS), (STUDENT, P("data"))),
+  losses.catalog_top_k_kl_loss: ((BEST,), (TOPK,)),
+  losses.catalog_top_k_reverse_kl_loss: ((BEST,), (TOPK,)),
+  losses.catalog_sampled_cross_entropy_loss: ((DRAWN,), (DRAWS,)),
+}
+
+
+def split(mesh, loss, places, **options):
+  """The mean over the batch of a loss whose tables are split, as one function of whole arrays."""
+
+  def of_part(student, *rest):
+    mean = loss(student, *rest, axis_name="model", reduce_fn=totals, **options)
+    return Mean(*jax.lax.psum(tuple(mean), "data"))
+
+  mapped = jax.shard_map(of_part, mesh=mesh, in_specs=(STUDENT, *places), out_specs=Mean(P(), P()))
+  return lambda *args: mapped(*args).compute()
+
+
+@pytest.mark.parametrize("block", [None, 7])
+@pytest.mark.parametrize("loss", list(CASES), ids=lambda loss: loss.__name__)
+def test_split_equals_whole(mesh, loss, block):
+  rest, places = CASES[loss]
+  student = logits(6, 0)
+  found = jax.jit(jax.value_and_grad(split(mesh, loss, places, block=block)))(student, *rest)
+  expected = jax.jit(jax.value_and_grad(loss))(student, *rest)
+  for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
+
+
+def test_gradients_that_are_taken_on_the_way_back(mesh):
+  """A reduction of one's own makes a second sweep, which starts from what the first knows."""
+  loss, weights = losses.catalog_jensen_shannon_loss, jnp.linspace(0.5, 2, TOKENS)
+  student = logits(6, 0)
+
+  def of_part(student, teacher, weights):
+    each = loss(student, teacher, axis_name="model", block=7, reduce_fn=None)
+    return jax.lax.psum(jnp.sum(each * weights), "data")
+
+  specs = (STUDENT, STUDENT, P("data"))
+  mapped = jax.shard_map(of_part, mesh=mesh, in_specs=specs, out_specs=P())
+  found = jax.jit(jax.grad(mapped))(student, TEACHER, weights)
+  whole = lambda s: jnp.sum(loss(s, TEACHER, reduce_fn=None) * weights)  # noqa: E731
+  for a, e in zip(found, jax.jit(jax.grad(whole))(student), strict=True):
+    np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
+
+
+def test_labels_are_of_the_whole_catalogue(mesh):
+  loss = split(mesh, losses.catalog_cross_entropy_loss, (P("data"),))
+  assert jnp.isnan(loss(logits(6, 0), LABELS.at[3].set(ITEMS)))
+  assert not jnp.isnan(loss(logits(6, 0), LABELS.at[3].set(ITEMS - 1)))
+
+
+def test_little_is_communicated(mesh):
+  """Numbers of tokens and a gradient of queries travel; no table, and no block of logits."""
+  items = 4096
+  student, teacher = logits(8, 0, items), logits(8, 1, items)
+  places = FactoredLogits(*(NamedSharding(mesh, spec) for spec in STUDENT))
+  student, teacher = (jax.device_put(x, places) for x in (student, teacher))
+  step = jax.jit(jax.grad(split(mesh, losses.catalog_kl_loss, (STUDENT,))))
+  text = step.lower(student, teacher).compile().as_text()
+  assert "all-gather" not in text
+  sizes = []
+  for shapes in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):
+    for dims in re.findall(r"f32\[([\d,]*)\]", shapes):
+      sizes.append(int(np.prod([int(d) for d in dims.split(",") if d])))
+  # Gradients of a device's own rows are summed over `data`, as in any data-parallel step.
+  rows = items // 4 * (8 + 1)
+  assert 0 < sum(sizes) <= rows + 64 * TOKENS
+
+
+def test_ten_million_items_on_eight_devices():
+  items, tokens = 10_000_000, 2
+  mesh = Mesh(np.array(jax.devices()), ("model",))
+  rng = np.random.default_rng(0)
+  query = rng.normal(size=(tokens, 2)).astype(np.float32)
+  table = rng.normal(size=(items, 2)).astype(np.float32)
+  labels = jnp.array([3, items - 1])
+  specs = FactoredLogits(P(), P("model"))
+  place = lambda x, spec: jax.device_put(jnp.asarray(x), NamedSharding(mesh, spec))  # noqa: E731
+  student = FactoredLogits(place(query, P()), place(table, P("model")))
+  step = jax.jit(
+    jax.value_and_grad(
+      jax.shard_map(
+        lambda s, y: losses.catalog_cross_entropy_loss(s, y, axis_name="model"),
+        mesh=mesh, in_specs=(specs, P()), out_specs=P(),
+      )
+    )
+  )  # fmt: skip
+  compiled = step.lower(student, labels).compile()
+  loss, grads = compiled(student, labels)
+  scores = np.float64(query) @ np.float64(table).T
+  powers = np.exp(scores - scores.max(-1, keepdims=True))
+  p = powers / powers.sum(-1, keepdims=True)
+  np.testing.assert_allclose(loss, -np.log(p[[0, 1], labels]).mean(), rtol=1e-5)
+  expected = (p @ np.float64(table) - table[np.asarray(labels)]) / tokens
+  np.testing.assert_allclose(grads.query, expected, rtol=1e-4, atol=1e-5)
+  assert grads.table.shape == (items, 2)
+  assert {shard.data.shape for shard in grads.table.addressable_shards} == {(items // 8, 2)}
+  # A device holds its rows, their gradient and a block of logits.
+  memory = compiled.memory_analysis()
+  rows = items // 8 * 2 * 4
+  assert memory.argument_size_in_bytes < 1.1 * rows
+  assert memory.output_size_in_bytes < 1.1 * rows
+  assert memory.temp_size_in_bytes < 2.5 * rows
