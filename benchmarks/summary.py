@@ -130,7 +130,7 @@ def losses() -> str:
 
 
 def sparsity() -> str:
-  """The Markdown table of the studies of compression: a variant a line, on labels and taught."""
+  """The Markdown table of the studies of compression: a variant a line, its quality on each log."""
   studies = {
     path.parent.name: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "results").glob("*/compression.json"))
@@ -138,15 +138,14 @@ def sparsity() -> str:
   if not studies:
     return ""
   heads = "".join(
-    f" | {name}, test {study['metric']}, labels alone | with the teacher | MB | p50, ms"
+    f" | {name}, test {study['metric']}, labels alone | with the teacher"
     for name, study in studies.items()
   )
-  teachers = "".join(f" | {study['teacher']:.4f} | | | " for study in studies.values())
-  lines = [
-    f"| student{heads} |", "|---|" + "---:|---:|---:|---:|" * len(studies), f"| teacher{teachers} |"
-  ]  # fmt: skip
+  teachers = "".join(f" | {study['teacher']:.4f} | " for study in studies.values())
+  lines = [f"| student{heads} |", "|---|" + "---:|---:|" * len(studies), f"| teacher{teachers} |"]
   for name in compression_study.names(next(iter(studies.values()))):
-    cells = [cell for study in studies.values() for cell in compression_study.cells(study, name)]
+    found = [compression_study.cells(study, name)[:2] for study in studies.values()]
+    cells = [cell for of_log in found for cell in of_log]
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
