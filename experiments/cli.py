@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 import kdjax.flags
@@ -34,11 +35,17 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
   """
   kdjax.flags.define(config_type)
   flags.DEFINE_string("workdir", workdir, "Folder of this run; a run stopped there goes on.")
+  flags.DEFINE_string(
+    "compile_cache",
+    None,
+    "Folder where compiled programs are kept, so that later runs start without compiling; "
+    "$JAX_COMPILATION_CACHE_DIR when not given, and none without that.",
+  )
   flags.DEFINE_bool("traceback", False, "Show the whole traceback of an error.")
   if workdir is None:
     flags.mark_flag_as_required("workdir")
   # --help lists the flags of the main module only; these are its own, wherever they were defined.
-  for name in ("workdir", "traceback", *kdjax.flags.flat(config_type())):
+  for name in ("workdir", "compile_cache", "traceback", *kdjax.flags.flat(config_type())):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or config_type.__doc__
 
@@ -46,6 +53,9 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
     if len(argv) > 1:
       raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     logging.set_verbosity(logging.WARNING)
+    if flags.FLAGS.compile_cache:
+      jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compile_cache)
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
       run(kdjax.flags.parsed(config_type), flags.FLAGS.workdir)
     except _USER_ERRORS as error:

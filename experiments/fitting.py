@@ -342,4 +342,5 @@ def summarise_training(fitted: Fitted) -> dict[str, Any]:
     "decided_by": fitted.metric,
     "parameters": fitted.counts,
     "seconds": round(progress.seconds, 2),
+    "first_call_seconds": round(progress.first_call_seconds or 0.0, 2),
   }

@@ -39,6 +39,8 @@ class Progress(NamedTuple):
     best_step: the step that reached it.
     stale: validations since then.
     seconds: of training so far, validation and saving included, over all resumes.
+    first_call_seconds: until the first call of compiled steps was done, compiling included; of the
+      process that began the run.
   """
 
   step: int = 0
@@ -46,6 +48,7 @@ class Progress(NamedTuple):
   best_step: int = 0
   stale: int = 0
   seconds: float = 0.0
+  first_call_seconds: float | None = None
 
 
 class Feed(NamedTuple):
@@ -152,6 +155,8 @@ def fit(
         _check_finite(metrics, count, position.step, checkpoints)
         sums = _add(sums, metrics, count)
         position = position._replace(step=position.step + count)
+        if position.first_call_seconds is None:
+          position = position._replace(first_call_seconds=time.monotonic() - started)
         bar.update(count)
         at_validation = position.step % every == 0 or position.step == num_steps
         if at_validation:

@@ -310,12 +310,15 @@ def test_a_binary_runs_by_flags_and_errors_in_one_line(tmp_path):
   arguments = (
     f"--workdir={tmp_path / 'run'}", f"--dataset={log}", "--user_column=who", "--item_column=what",
     "--timestamp_column=when", "--epochs=2", "--dim=8", "--layers=1", "--noprogress",
-    "--max_length=8", "--batch_size=8",
+    "--max_length=8", "--batch_size=8", f"--compile_cache={tmp_path / 'programs'}",
   )  # fmt: skip
   done = binary("train", *arguments)
   assert "users 40 | items 30 | interactions 360" in done.stdout
   assert "test ndcg@10" in done.stdout
   assert (tmp_path / "run" / "ids").is_dir()
+  assert list((tmp_path / "programs").iterdir())
+  training = json.loads((tmp_path / "run" / "result.json").read_text())["training"]
+  assert 0 < training["first_call_seconds"] < training["seconds"]
   failed = binary("train", *arguments, "--dim=16", check=False)
   assert failed.returncode == 1
   assert failed.stderr.splitlines()[-1].startswith("error: ")
