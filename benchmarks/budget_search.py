@@ -74,10 +74,10 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-  """A line a budget: its limits, steps taken so far, and the model that was chosen."""
+  """A line a budget: its limits, the steps of all budgets, and the model that was chosen."""
   metric = result["metric"]
   lines = [
-    f"| budget | limits | steps so far | smallest within them | MB | p99, ms | lost of validation "
+    f"| budget | limits | steps of all budgets | smallest within them | MB | p99, ms | lost of validation "
     f"{metric} | test {metric} |",
     "|---|---|---:|---|---:|---:|---:|---:|",
   ]
