@@ -77,8 +77,8 @@ def table(result: dict[str, Any]) -> str:
   """A line a budget: its limits, the steps of all budgets, and the model that was chosen."""
   metric = result["metric"]
   lines = [
-    f"| budget | limits | steps of all budgets | smallest within them | MB | p99, ms | lost of validation "
-    f"{metric} | test {metric} |",
+    f"| budget | limits | steps of all budgets | smallest within them | MB | p99, ms "
+    f"| lost of validation {metric} | test {metric} |",
     "|---|---|---:|---|---:|---:|---:|---:|",
   ]
   rows = next(iter(result["budgets"].values()))["rows"]
