@@ -8,6 +8,7 @@ processes share the work by --part=0/4, --part=1/4, ...
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import re
 from typing import Any, Literal
@@ -55,6 +56,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   teacher = stored.load_model(config.teacher, flag="--teacher")
   task = problems.make_task(config.data, config.model)
   stored.check_teacher(teacher, task, config.data)
+  with (teacher.folder / stored.MODEL_FILE).open("rb") as file:
+    digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
   model = families.make_model(teacher.family, teacher.sizes)
   params = jax.tree.map(jnp.asarray, teacher.params)
   features = caches.feature_shapes(model.apply, params, task, config.features)
@@ -76,7 +79,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
       params,
       task.arrays,
       coding,
-      about=caches.about(task, config.data, config.model),
+      about=caches.about(task, config.data, config.model) | {"teacher": digest},
       seed=config.seed,
       rows_per_shard=config.rows_per_shard,
       rows_per_call=config.rows_per_call,

@@ -96,9 +96,10 @@ def add_kept(
   task: Task, distill: DistillConfig, fit: FitConfig, data: DataConfig
 ) -> tuple[Task, list[Term]]:
   """The task with what teachers elsewhere left on disk beside its rows, and the terms on that."""
+  task = caches.added(task, distill, fit, data)  # First: it compares the task's own rows.
   task, ranked = rankings.added(task, distill, fit, data)
   task, shared = shared_users.added(task, distill, data)
-  return caches.added(task, distill, fit, data), ranked + shared
+  return task, ranked + shared
 
 
 def learns_predictions(distill: DistillConfig) -> bool:

@@ -284,7 +284,9 @@ def write(
   check(coding)
   folder = pathlib.Path(folder)
   layout = shards.Layout(*_shape(arrays, coding), rows_per_shard)
-  index = {"coding": coding._asdict(), "seed": seed, "length": arrays["segments"].shape[1], **about}
+  index = {"coding": coding._asdict(), "length": arrays["segments"].shape[1], **about}
+  if coding.samples:  # What the draws depend on besides the rows.
+    index |= {"seed": seed, "rows_per_call": rows_per_call}
   own = set(range(layout.num_shards)[part[0] :: part[1]])
   options: dict[str, Any] = {"rows_per_call": rows_per_call, "progress": progress, "seed": seed}
   for shard in shards.start(folder, layout, index):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import cache_teacher, distill, prune, train
+from experiments import cache_teacher, distill, problems, prune, train
 from experiments.config import DistillConfig, PruneConfig
 from kdjax.data.errors import DataError
 from kdjax.train import teacher_cache
@@ -102,6 +102,23 @@ def test_other_tasks_and_folders_say_so(teacher, cache, tmp_path):
     student(tmp_path / "none", teacher_cache=teacher)
   with pytest.raises(DataError, match=r"holds other rows \(about\.coding\.k 3, now 4\)"):
     keep(teacher, cache, top_k=4)
+
+
+def test_shards_of_two_teachers_are_not_mixed(cache, tmp_path):
+  train.run(tiny.train_config(seed=1), tmp_path / "other")
+  with pytest.raises(DataError, match=r"holds other rows \(about\.teacher"):
+    keep(str(tmp_path / "other"), cache, top_k=3)
+
+
+def test_a_cache_goes_with_what_else_is_kept_beside_the_rows(cache, monkeypatch):
+  """Rows that other teachers left are no rows of the task's own."""
+  task = problems.make_task(tiny.DATA, "sasrec")
+  beside = {**task.arrays, "ranked": np.zeros((len(task.arrays["items"]), 1), np.int32)}
+  more = lambda task, *rest: (task._replace(arrays=beside | task.arrays), [])  # noqa: E731
+  monkeypatch.setattr(distill.rankings, "added", more)
+  found, terms = distill.add_kept(task, DistillConfig(teacher_cache=cache), FIT, tiny.DATA)
+  assert terms == []
+  assert {"ranked", teacher_cache.NAME} <= set(found.arrays)
 
 
 @pytest.mark.parametrize(
