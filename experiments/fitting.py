@@ -124,6 +124,9 @@ def fit_model(
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   student_apply = _through_integers(student.apply, fit.train_bits)
   student_apply = adapters.through_adapters(fit, student_apply)
+  mesh = None if fit.parallel == "pmap" else _mesh(fit)
+  if mesh is not None:
+    student_apply = parallel.on_mesh(student_apply, mesh)
   distill = distill or DistillConfig()
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
@@ -181,7 +184,6 @@ def fit_model(
   if fit.parallel == "pmap":
     runner = parallel.pmap_runner(make_step, devices=jax.devices()[: fit.data_devices])
   else:
-    mesh = _mesh(fit)
     runner = parallel.jit_runner(make_step(), mesh=mesh)
     if mesh is not None:
       place = lambda t: jax.device_put(t, parallel.shardings(t, mesh, select=_is_table))  # noqa: E731

@@ -83,6 +83,7 @@ from kdjax.losses.maps import (
   hierarchical_context_loss,
   neuron_selectivity_loss,
 )
+from kdjax.losses.mesh_table import MeshTable
 from kdjax.losses.pairwise import (
   lambda_loss,
   pairwise_hinge_loss,
@@ -149,6 +150,7 @@ __all__ = [
   "Candidates",
   "Helper",
   "MemoryBank",
+  "MeshTable",
   "Pairs",
   "SampledTargets",
   "TopK",

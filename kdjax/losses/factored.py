@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from kdjax.losses.blocks import choose_blocks
 from kdjax.losses.common import FLOOR, check_temperature, constant
 from kdjax.losses.fused import each_loss, weighted_loss
+from kdjax.losses.mesh_table import MeshTable, on_every_device
 from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
@@ -52,31 +53,45 @@ def sweep_loss(
   if where is not None and jnp.shape(where) != leading:
     raise ValueError(f"where has shape {jnp.shape(where)} but the unreduced loss has {leading}")
   flat = scaled(student, where, temperature)
-  # Cast outside of the sweep, so that JAX sums the gradients of what several devices share.
-  query = vary_as(flat.query, flat, given, but=axis_name)
-  flat = FactoredLogits(query, *vary_as(flat[1:], flat, given))
-  run = functools.partial(
-    sweep, choose_blocks(flat.query.shape[0], flat.num_items, block, axis_name)
-  )
+
+  def run(take, flat, given):
+    """`take(sweep, student, given)`, on every device of a mesh where the table lies on one."""
+
+    def on_device(axis, flat, given):
+      # Cast outside of the sweep, so that JAX sums the gradients of what several devices share.
+      query = vary_as(flat.query, flat, given, but=axis)
+      flat = FactoredLogits(query, *vary_as(flat[1:], flat, given))
+      blocks = choose_blocks(flat.query.shape[0], flat.num_items, block, axis)
+      return take(functools.partial(sweep, blocks), flat, given)
+
+    if isinstance(flat.table, MeshTable):
+      return on_every_device(on_device, flat, given, by_token=take is each_loss)
+    return on_device(axis_name, flat, given)
+
   # Adding NaN, and not selecting it, keeps the gradient of the other positions whole.
   bad = jnp.zeros(leading) if wrong is None else jnp.where(wrong, jnp.nan, 0.0)
   if reduce_fn in (jnp.mean, jnp.sum, totals):
     seen = jnp.ones(leading, bool) if where is None else jnp.asarray(where)
     count = jnp.sum(seen, dtype=jnp.float32)
     bad = jnp.sum(jnp.where(seen, bad, 0.0))
-    found = weighted_loss(run, flat, given, seen.reshape(-1).astype(jnp.float32))
+    weight = seen.reshape(-1).astype(jnp.float32)
+    found = run(_weighted, flat, (given, weight))
 
     def finish(total):
       mean = Mean(total + bad, count)
       return mean.total if reduce_fn is jnp.sum else mean if reduce_fn is totals else mean.compute()
 
   else:
-    found = each_loss(run, flat, given)
+    found = run(each_loss, flat, given)
 
     def finish(values):
       return reduce_loss(values.reshape(leading) + bad, where=where, reduce_fn=reduce_fn)
 
   return jax.tree.map(finish, found)
+
+
+def _weighted(sweep, flat, given):
+  return weighted_loss(sweep, flat, *given)
 
 
 def count_items(student: FactoredLogits, axis_name: str | None) -> int:
@@ -91,11 +106,13 @@ def scaled(
   query, table, bias = jnp.asarray(logits.query), logits.table, logits.bias
   if hasattr(table, "rdot"):
     table = table.take(jnp.arange(logits.num_items))
+  elif not isinstance(table, MeshTable):
+    table = jnp.asarray(table)
   # A `where` of a wrong shape is refused with its own message.
   if where is not None and jnp.shape(where) == query.shape[:-1]:
     query = jnp.where(jnp.asarray(where)[..., None], query, jnp.zeros([], query.dtype))
   query = query.reshape(-1, query.shape[-1]) / jnp.asarray(temperature, query.dtype)
-  return FactoredLogits(query, jnp.asarray(table), _bias(bias, temperature))
+  return FactoredLogits(query, table, _bias(bias, temperature))
 
 
 def scaled_teacher(

@@ -6,7 +6,7 @@ from kdjax.train.frozen import freeze
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
 from kdjax.train.on_policy import make_sampler
-from kdjax.train.parallel import jit_runner, make_mesh, pmap_runner, shardings
+from kdjax.train.parallel import jit_runner, make_mesh, on_mesh, pmap_runner, shardings
 from kdjax.train.state import TrainState, init_state
 from kdjax.train.step import make_train_step
 from kdjax.train.writers import (
@@ -40,6 +40,7 @@ __all__ = [
   "make_objective",
   "make_sampler",
   "make_train_step",
+  "on_mesh",
   "open_checkpoints",
   "pmap_runner",
   "read_jsonl",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdjax.losses.mesh_table import MeshTable
 from kdjax.train.step import TrainStep
 from kdjax.tree import map_with_path
-from kdjax.types import Array, Params, Select
+from kdjax.types import Apply, Array, FactoredLogits, Params, Select
 
 # (state, teacher_params, arrays, index [K, B], count, key) -> (state, metrics stacked over K).
 Runner = Callable[[Any, Params, Any, Any, Any, Array], tuple[Any, dict[str, Any]]]
@@ -52,6 +53,23 @@ def shardings(tree: Any, mesh: Mesh, *, select: Select = lambda path, leaf: Fals
     return NamedSharding(mesh, PartitionSpec("model") if split else PartitionSpec())
 
   return map_with_path(place, tree)
+
+
+def on_mesh(apply: Apply, mesh: Mesh) -> Apply:
+  """The same model, whose losses over a catalogue in factors run on every device of the mesh.
+
+  Its tables stay where `shardings` put them; see `kdjax.losses.MeshTable`. What else a table may be
+  (integers) is left to the compiler.
+  """
+
+  def placed(params, batch, *, key=None):
+    outputs = apply(params, batch, key=key)
+    logits = outputs.logits
+    if not isinstance(logits, FactoredLogits) or not isinstance(logits.table, jax.Array):
+      return outputs
+    return outputs._replace(logits=logits._replace(table=MeshTable(logits.table, mesh)))
+
+  return placed
 
 
 def jit_runner(train_step: TrainStep, *, mesh: Mesh | None = None) -> Runner:

@@ -143,3 +143,53 @@ def test_ten_million_items_on_eight_devices():
   assert memory.argument_size_in_bytes < 1.1 * rows
   assert memory.output_size_in_bytes < 1.1 * rows
   assert memory.temp_size_in_bytes < 2.5 * rows
+
+
+def on_mesh(mesh, student):
+  return student._replace(table=losses.MeshTable(student.table, mesh))
+
+
+@pytest.mark.parametrize("reduce_fn", [jnp.mean, None], ids=["mean", "each"])
+@pytest.mark.parametrize("loss", list(CASES), ids=lambda loss: loss.__name__)
+def test_mesh_tables_equal_arrays(mesh, loss, reduce_fn):
+  """Under `jit` alone: the loss itself spreads over the devices of the table."""
+  rest, _ = CASES[loss]
+  student, where = logits(6, 0), jnp.arange(TOKENS) % 5 > 0
+  weights = jnp.linspace(0.5, 2, TOKENS)
+
+  def weighed(student, place):
+    return jnp.sum(loss(place(student), *rest, where=where, reduce_fn=reduce_fn) * weights)
+
+  found = jax.jit(jax.value_and_grad(lambda s: weighed(s, lambda s: on_mesh(mesh, s))))(student)
+  expected = jax.jit(jax.value_and_grad(lambda s: weighed(s, lambda s: s)))(student)
+  for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, e, rtol=2e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize(("tokens", "items"), [(TOKENS, 71), (11, ITEMS), (11, 71)])
+def test_mesh_tables_that_do_not_divide(mesh, tokens, items):
+  student, teacher = logits(6, 0, items), logits(9, 1, items)
+  student, teacher = (x._replace(query=x.query[:tokens]) for x in (student, teacher))
+  loss = lambda s, t: losses.catalog_kl_loss(s, t, reduce_fn=jnp.sum)  # noqa: E731
+  both = on_mesh(mesh, student), on_mesh(mesh, teacher)
+  np.testing.assert_allclose(jax.jit(loss)(*both), loss(student, teacher), rtol=1e-5)
+
+
+def test_mesh_tables_are_not_gathered(mesh):
+  items = 4096
+  student, teacher = logits(8, 0, items), logits(8, 1, items)
+  places = FactoredLogits(*(NamedSharding(mesh, spec) for spec in STUDENT))
+  student, teacher = (jax.device_put(x, places) for x in (student, teacher))
+  loss = lambda s, t: losses.catalog_kl_loss(on_mesh(mesh, s), t, block=64)  # noqa: E731
+  compiled = jax.jit(jax.grad(loss), out_shardings=places).lower(student, teacher).compile()
+  assert "all-gather" not in compiled.as_text()
+  # Whole tables would be two of 128 KB; a device keeps its own rows, their gradient and a block.
+  assert compiled.memory_analysis().temp_size_in_bytes < items * 8 * 4
+
+
+def test_a_mesh_table_is_read_as_an_array(mesh):
+  student = logits(6, 0)
+  table, ids = on_mesh(mesh, student), jnp.array([[1, 5]] * TOKENS)
+  np.testing.assert_array_equal(table.dense(), student.dense())
+  np.testing.assert_array_equal(table.at(ids), student.at(ids))
+  assert table.table.astype(jnp.bfloat16).dtype == jnp.bfloat16

@@ -1,0 +1,122 @@
+"""Catalogues that lie on a mesh: each device sweeps over its own rows for its own tokens.
+
+Left to the compiler, a loop over blocks of a table that is split by rows gathers the whole table on
+every device, and sums the table's gradient over devices once a block. Here the loop runs inside
+`jax.shard_map`: rows stay where they are, and gradients are summed once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from kdjax.types import Array, FactoredLogits
+
+ROWS = "model"  # The axis of a mesh that splits the rows of tables; the others split the batch.
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("mesh",))
+@dataclasses.dataclass(frozen=True)
+class MeshTable:
+  """A table `[V, d]` and the mesh it lies on; as an array where an array is wanted.
+
+  The losses over a catalogue in factors run on every device of the mesh when the student's table
+  is one: `student._replace(table=MeshTable(student.table, mesh))`. `kdjax.train.parallel.on_mesh`
+  does so for a model.
+
+  Attributes:
+    values: float `[V, d]`. Its rows are split over the axis `model` where that divides V; otherwise
+      every device has all.
+    mesh: the other axes split the batch, where they divide it.
+
+  Example:
+    >>> import jax, numpy as np
+    >>> mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    >>> MeshTable(jax.numpy.ones([3, 2]), mesh).shape
+    (3, 2)
+  """
+
+  values: Array
+  mesh: Mesh
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the whole table."""
+    return self.values.shape
+
+  @property
+  def dtype(self) -> Any:
+    """Of the values."""
+    return self.values.dtype
+
+  @property
+  def ndim(self) -> int:
+    """2."""
+    return self.values.ndim
+
+  def __jax_array__(self) -> Array:
+    return self.values
+
+  def __getitem__(self, ids: Any) -> Array:
+    return self.values[ids]
+
+  def astype(self, dtype: Any) -> "MeshTable":
+    """The same table in another type."""
+    return dataclasses.replace(self, values=self.values.astype(dtype))
+
+
+def on_every_device(
+  fn: Callable[[str | None, FactoredLogits, Any], Any],
+  student: FactoredLogits,
+  given: Any,
+  *,
+  by_token: bool,
+) -> Any:
+  """Runs a sweep on the devices of the student's table, each with its rows and its tokens.
+
+  Args:
+    fn: `(axis, student, given) -> tree`, where `axis` is the mesh axis that splits the rows, or
+      None; the student's table is an array.
+    student: flat queries `[T, d]` and a `MeshTable`.
+    given: a tree of `[T, ...]`, of logits `[T, V]` in factors, and of numbers that tokens share.
+    by_token: whether `fn` gives `[T]` of its tokens; otherwise sums over them, which are added up.
+
+  Returns:
+    What `fn` gives of all tokens and all rows.
+  """
+  mesh, num_tokens, num_items = student.table.mesh, len(student.query), student.num_items
+  batch = tuple(name for name in mesh.axis_names if name != ROWS)
+  parts = int(np.prod([mesh.shape[name] for name in batch]))
+  divides = num_tokens % parts == 0
+  tokens = PartitionSpec(batch) if divides else PartitionSpec()
+  axis = ROWS if mesh.shape.get(ROWS, 1) > 1 and num_items % mesh.shape[ROWS] == 0 else None
+  rows = PartitionSpec(axis)
+
+  def place(x: Any) -> Any:
+    if isinstance(x, FactoredLogits):
+      of_rows = lambda leaf: rows if leaf.shape[:1] == (num_items,) else PartitionSpec()  # noqa: E731
+      specs: Any = (tokens, *jax.tree.map(of_rows, x[1:]))
+      return FactoredLogits(*specs)
+    return tokens if jnp.shape(x)[:1] == (num_tokens,) else PartitionSpec()
+
+  def run(student: FactoredLogits, given: Any) -> Any:
+    found = fn(axis, student, given)
+    return found if by_token or not divides else jax.lax.psum(found, batch)
+
+  is_logits = lambda x: isinstance(x, FactoredLogits)  # noqa: E731
+  args = jax.tree.map(_plain, (student, given), is_leaf=lambda x: isinstance(x, MeshTable))
+  return jax.shard_map(
+    run,
+    mesh=mesh,
+    in_specs=jax.tree.map(place, args, is_leaf=is_logits),
+    out_specs=tokens if by_token else PartitionSpec(),
+  )(*args)
+
+
+def _plain(x: Any) -> Any:
+  return x.values if isinstance(x, MeshTable) else x
