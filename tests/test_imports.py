@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
   "report": BASE,
   "flags": BASE,
   "cost": BASE,
+  "collectives": set(),
+  "scaling": set(),
   "store": BASE | {"quant"},
   "layers": BASE | {"quant"},
   "lora": BASE | {"quant"},
