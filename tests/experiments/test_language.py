@@ -51,6 +51,20 @@ def student(teacher, folder, fit=FIT, **options):
   return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.parametrize(
+  "options",
+  [{"train_bits": 8}, {"accumulate": 2}, {"parallel": "pmap", "data_devices": 2}],
+  ids=lambda options: next(iter(options)),
+)
+def test_on_policy_beside_other_flags(teacher, tmp_path, options):
+  fit = dataclasses.replace(FIT, **options)
+  line = student(
+    teacher, tmp_path, fit, on_policy=1.0, prompt_tokens=3, distill_losses=("reverse_kl:1",)
+  )
+  assert line["train/cross_entropy"] == 0
+  assert np.isfinite(line["train/reverse_kl"]) and line["train/reverse_kl"] > 0
+
+
 def test_on_policy_by_flags(teacher, tmp_path):
   entries = ("reverse_kl:0.2", "jensen_shannon:0.2", "policy:0.1", "sequence:0.1")
   line = student(teacher, tmp_path, on_policy=1.0, prompt_tokens=3, distill_losses=entries)
