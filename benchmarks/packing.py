@@ -8,9 +8,7 @@ dropout; then steps on as many users are timed in turns.
 """
 
 import json
-import os
 import pathlib
-import platform
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
+from benchmarks.catalog_loss import made_with
 from experiments import families, problems
 from experiments.config import DataConfig
 from kdjax import losses
@@ -102,9 +101,7 @@ def main(argv: list[str]) -> None:
     "relative difference": {"loss": loss_gap, "gradient": gradient_gap},
     "users per second": {way: round(users / t, 1) for way, t in times.items()},
     "times padded": round(times["padded"] / times["packed"], 2),
-    "made with": {
-      "jax": jax.__version__, "cpus": os.cpu_count(), "machine": platform.machine(),
-    },
+    "made with": made_with(),
   }  # fmt: skip
   pathlib.Path(FLAGS.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   print(json.dumps(result, indent=1))

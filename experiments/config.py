@@ -303,6 +303,12 @@ class DistillConfig:
     "Workdir of experiments.cache_teacher: what it kept of a teacher stands for --teacher (KL and "
     "losses on the features it kept). With --stream it stays on disk.",
   )
+  sampled_rest: bool = option(
+    False,
+    "With --cache_top_k or --teacher_cache (without draws): what a sequence model gives to the items "
+    "beyond the teacher's best is estimated from the sampled negatives of its labels (--label_loss, "
+    "--num_negatives), so that the time of a step does not grow with the catalogue.",
+  )
   on_policy: float = option(
     0.0,
     "decoder: share of the steps in which the student itself continues the beginnings of training "

@@ -177,6 +177,11 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
         f"--on_policy: what {kept} keeps is of the training texts alone, not of those that the "
         "student will write; leave one out"
       )
+  if distill.sampled_rest and not (kept and task.name in ("sequence", "masked")):
+    raise ValueError(
+      "--sampled_rest is for sequence models that learn from a teacher's best: give --cache_top_k "
+      "or --teacher_cache, or leave it out"
+    )
   if kept:
     if task.name not in caches.TASKS:
       raise ValueError(f"{kept}: no fixed positions in the {task.name} task; leave it out")
@@ -187,6 +192,8 @@ def check_flags(task: Task, distill: DistillConfig) -> None:
     if distill.teacher_cache:
       coding = teacher_cache.read(distill.teacher_cache)[0]
       best = logit_terms.OF_DRAWS if coding.samples else best
+      if coding.samples and distill.sampled_rest:
+        raise ValueError("--sampled_rest: --teacher_cache holds draws; make one without --samples")
       # A feature that was not kept is refused by its name.
       features, hint = set(loss_terms.OF_FEATURES), hint and not coding.features
     plain = not distill.distill_losses and (distill.distill_loss != "kl" or hint)

@@ -55,6 +55,7 @@ def _kl(spec: LossSpec, view: View):
   def term(student, teacher, batch):
     own, other = (view.logits(x, batch) for x in (student, teacher))
     options: dict[str, Any] = {"temperature": view.temperature, "where": view.where(batch)}
+    options |= view.of_rest(other, batch)
     return forward_kl(own, other, **options, reduce_fn=totals)
 
   return Term(spec.term, term)
@@ -96,6 +97,7 @@ def _top_k(dense: Callable[..., Any], in_blocks: Callable[..., Any]) -> Maker:
     def term(student, teacher, batch):
       own, other = (view.logits(x, batch) for x in (student, teacher))
       options = {"temperature": view.temperature, "where": view.where(batch)}
+      options |= view.of_rest(other, batch)
       return loss(own, other, **options, reduce_fn=totals)
 
     return Term(spec.term, term)

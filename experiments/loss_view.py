@@ -8,11 +8,12 @@ whole batch, and totals over counts stay means.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from experiments.loss_flags import LossSpec
+from kdjax import losses
 from kdjax.train.objective import Term
 from kdjax.types import Array, Batch, FactoredLogits, Outputs
 
@@ -57,6 +58,8 @@ class View(NamedTuple):
       candidate at each of the n chosen places; all are one by default.
     attends: `(batch) -> bool [B, P, P]`, which key a query sees; those that exist by default.
     temperature: of the losses that have one.
+    negatives: `(batch) -> losses.Negatives`, which tell what the student gives to all that a
+      teacher's best leave out; None to sum over the whole catalogue.
   """
 
   logits: Callable[[Outputs, Batch], Logits]
@@ -68,6 +71,13 @@ class View(NamedTuple):
   groups: Callable[[Batch, Array, Array], Array] = lambda batch, places, ids: jnp.zeros_like(ids)
   attends: Callable[[Batch], Array | None] = lambda batch: None
   temperature: float = 1.0
+  negatives: Callable[[Batch], losses.Negatives] | None = None
+
+  def of_rest(self, teacher: Any, batch: Batch) -> dict[str, Any]:
+    """Options of a loss on a teacher's best: the negatives, where there are any."""
+    if self.negatives is None or not isinstance(teacher, losses.TopK):
+      return {}
+    return {"negatives": self.negatives(batch)}
 
 
 # Its weight, and which teacher it gets, are set by `loss_terms`.

@@ -1,5 +1,6 @@
 """The sequence task: the next item after a history (and, for bert4rec, a masked item within it)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from kdjax.layers import segment_mask
 from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_distillation_loss
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import MASK, PAD, Array, FactoredLogits, Params
+from kdjax.types import MASK, PAD, Array, Batch, FactoredLogits, Params
 
 LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "nce", "bce")
 MASK_RATE = 0.3  # Share of positions a masked model fills in while training.
@@ -70,6 +71,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
     view = make_view(fit, groups, num_rows=len(arrays["items"]), causal=not masked)
+    view = view._replace(negatives=shared_negatives(log_q, distill, fit))
     makers = {**loss_terms.SEQUENCE, **head_terms.HEADS}
     return loss_terms.make_terms(makers, view, distill, **counts)
 
@@ -95,7 +97,9 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     sizes={"num_items": dataset.num_items, "max_length": length},
     augment=augment,
     label_term=label_term,
-    distill_term=distill_term,
+    distill_term=lambda distill, fit: distill_term(
+      distill, fit, shared_negatives(log_q, distill, fit)
+    ),
     metric="ndcg@10",
     judge=judge,
     serve=lambda apply: serve.make_recommender(apply, k=ranking.LIST),
@@ -187,16 +191,43 @@ def label_loss(name: str, log_q: np.ndarray, fit: FitConfig):
   return full if name == "cross_entropy" else sampled
 
 
-def distill_term(distill: DistillConfig, fit: FitConfig) -> Term:
+def shared_negatives(
+  log_q: np.ndarray, distill: DistillConfig, fit: FitConfig
+) -> Callable[[Batch], losses.Negatives] | None:
+  """The negatives of all rows of a batch together, by --sampled_rest."""
+  if not distill.sampled_rest:
+    return None
+  if fit.label_loss in ("auto", "cross_entropy"):
+    raise ValueError(
+      "--sampled_rest takes the negatives of the labels: give --label_loss=sampled_softmax (or "
+      "bpr, nce, bce)"
+    )
+
+  def of_batch(batch: Batch) -> losses.Negatives:
+    items = batch["negatives"].reshape(-1)
+    return losses.Negatives(items, jnp.asarray(log_q)[items])
+
+  return of_batch
+
+
+def distill_term(
+  distill: DistillConfig,
+  fit: FitConfig,
+  negatives: Callable[[Batch], losses.Negatives] | None = None,
+) -> Term:
   """Softened KL over the catalogue at every labelled position, or its alternatives."""
 
   def kl(student, teacher, batch):
+    rest = {}
+    if negatives is not None and isinstance(teacher.logits, losses.TopK):
+      rest = {"negatives": negatives(batch)}
     return logit_terms.forward_kl(
       catalog_logits(student.logits, fit),
       catalog_logits(teacher.logits, fit),
       temperature=distill.temperature,
       where=batch["labels"] >= 0,
       reduce_fn=totals,
+      **rest,
     )
 
   def dense(student, teacher, batch):

@@ -120,6 +120,7 @@ from kdjax.losses.relations import (
   rkd_distance_loss,
   similarity_preserving_loss,
 )
+from kdjax.losses.sampled_rest import Negatives, sampled_log_rest
 from kdjax.losses.sampled_targets import SampledTargets, sample_targets, sampled_cross_entropy_loss
 from kdjax.losses.sequence import (
   mix_sequences,
@@ -151,6 +152,7 @@ __all__ = [
   "Helper",
   "MemoryBank",
   "MeshTable",
+  "Negatives",
   "Pairs",
   "SampledTargets",
   "TopK",
@@ -253,6 +255,7 @@ __all__ = [
   "sample_targets",
   "sample_uninteresting",
   "sampled_cross_entropy_loss",
+  "sampled_log_rest",
   "sampled_softmax_loss",
   "sampling_logits",
   "self_relation_loss",

@@ -1,16 +1,18 @@
 """Distillation over a catalogue from a teacher known in part: its best items, or drawn ones."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR, check_temperature, constant, floored, kl_divergence, visible
-from kdjax.losses.factored import count_items, sweep_loss
+from kdjax.losses.factored import count_items, scaled, sweep_loss
 from kdjax.losses.normalized import Given, Outer, sweep_normalizer
+from kdjax.losses.sampled_rest import Negatives, sampled_log_rest
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK, teacher_buckets, with_some_tail
-from kdjax.reduce import ReduceFn
+from kdjax.reduce import ReduceFn, reduce_loss
 from kdjax.types import Array, FactoredLogits
 
 
@@ -21,6 +23,7 @@ def catalog_top_k_kl_loss(
   temperature: float = 1.0,
   block: int | None = None,
   axis_name: str | None = None,
+  negatives: Negatives | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -41,6 +44,8 @@ def catalog_top_k_kl_loss(
     block: items a block, or None to choose from the shapes.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
       evenly; labels stay those of the whole catalogue. None where they are whole.
+    negatives: items that all tokens share, for an estimate of what the student gives to the tail
+      (`sampled_log_rest`): then the time does not grow with V. None sums over the whole catalogue.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -50,8 +55,8 @@ def catalog_top_k_kl_loss(
     that counts gives NaN. Differentiable once.
 
   Raises:
-    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0 or
-      `block` < 1.
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0, `block` < 1,
+      or there are `negatives` beside an `axis_name` or `block`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -64,12 +69,13 @@ def catalog_top_k_kl_loss(
     As `top_k_kl_loss`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary Language
     Models, 2024, arXiv:2411.09009.
   """
-  options = {
+  options: dict[str, Any] = {
     "temperature": temperature,
     "block": block,
     "where": where,
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
+    "negatives": negatives,
   }
   return _of_best(_FORWARD, student, teacher, **options)
 
@@ -81,6 +87,7 @@ def catalog_top_k_reverse_kl_loss(
   temperature: float = 1.0,
   block: int | None = None,
   axis_name: str | None = None,
+  negatives: Negatives | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -100,6 +107,8 @@ def catalog_top_k_reverse_kl_loss(
     block: items a block, or None to choose from the shapes.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
       evenly; labels stay those of the whole catalogue. None where they are whole.
+    negatives: items that all tokens share, for an estimate of what the student gives to the tail
+      (`sampled_log_rest`): then the time does not grow with V. None sums over the whole catalogue.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -109,8 +118,8 @@ def catalog_top_k_reverse_kl_loss(
     2**-24 counts as 2**-24. An index out of range that counts gives NaN. Differentiable once.
 
   Raises:
-    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0 or
-      `block` < 1.
+    ValueError: if the leading axes differ, `where` has not the shape `[...]`, T <= 0, `block` < 1,
+      or there are `negatives` beside an `axis_name` or `block`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -122,12 +131,13 @@ def catalog_top_k_reverse_kl_loss(
   Reference:
     As `top_k_reverse_kl_loss`.
   """
-  options = {
+  options: dict[str, Any] = {
     "temperature": temperature,
     "block": block,
     "where": where,
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
+    "negatives": negatives,
   }
   return _of_best(_REVERSE, student, teacher, **options)
 
@@ -190,7 +200,9 @@ def catalog_sampled_cross_entropy_loss(
   return _swept(_CROSS_ENTROPY, student, items, weights, wrong, **options)
 
 
-def _of_best(outer: Outer, student, teacher: TopK, **options):
+def _of_best(outer: Outer, student, teacher: TopK, *, negatives: Negatives | None, **options):
+  if negatives is not None and (options["axis_name"], options["block"]) != (None, None):
+    raise ValueError("negatives need no blocks: leave axis_name and block out")
   values, indices, log_z = constant(tuple(teacher))
   where = options["where"]
   if jnp.shape(log_z) != student.query.shape[:-1]:
@@ -203,6 +215,9 @@ def _of_best(outer: Outer, student, teacher: TopK, **options):
   left = jnp.full(len(values), values.shape[1] < num_items)
   log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
   items = jnp.where(values != FLOOR, items, num_items)
+  if negatives is not None:
+    options = {name: options[name] for name in ("temperature", "where", "reduce_fn")}
+    return _estimated(outer, student, items, log_t, wrong, negatives, **options)
   return _swept(outer, student, items, log_t, wrong, **options)
 
 
@@ -224,6 +239,20 @@ def _swept(outer: Outer, student, items, values, wrong, *, temperature, **option
   sweep = functools.partial(sweep_normalizer, outer)
   given = Given(items, (values, scale))
   return sweep_loss(sweep, student, given, temperature=temperature, wrong=wrong, **options)[0]
+
+
+def _estimated(
+  outer: Outer, student, items, values, wrong, negatives, *, temperature, where, reduce_fn
+):
+  """As `_swept`, from the rows of the items and of the negatives alone."""
+  check_temperature(temperature)
+  flat = scaled(student, where, temperature)
+  log_rest = sampled_log_rest(flat, items, negatives)
+  logits = flat.at(jnp.minimum(items, student.num_items - 1))
+  scale = jnp.asarray(temperature, jnp.float32) ** 2
+  each = outer.loss(log_rest, logits, (values, scale)).reshape(wrong.shape)
+  each = each + jnp.where(wrong, jnp.nan, 0.0)
+  return reduce_loss(each, where=where, reduce_fn=reduce_fn)
 
 
 def _student_buckets(log_rest: Array, logits: Array, log_t: Array) -> Array:

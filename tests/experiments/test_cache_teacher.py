@@ -71,6 +71,19 @@ def cache(teacher, tmp_path_factory):
   return str(folder)
 
 
+def test_the_rest_by_the_negatives_of_the_labels(cache, tmp_path):
+  """With many negatives the estimate is near the sum over the catalogue."""
+  fit = dataclasses.replace(FIT, label_loss="sampled_softmax", num_negatives=500)
+  entries = {"teacher_cache": cache, "distill_losses": ("kl:0.5", "top_k_kl:0.5")}
+  exact = student(tmp_path / "exact", fit=fit, **entries)
+  found = student(tmp_path / "found", fit=fit, sampled_rest=True, **entries)
+  for name in ("train/kl", "train/top_k_kl"):
+    assert found[name] == pytest.approx(exact[name], rel=0.03)
+    assert found[name] != exact[name]
+  plain = student(tmp_path / "plain", fit=fit, sampled_rest=True, teacher_cache=cache)
+  assert plain["train/distill_kl"] == pytest.approx(exact["train/kl"], rel=0.1)
+
+
 @pytest.mark.parametrize(
   ("data", "options", "message"),
   [
@@ -80,6 +93,7 @@ def cache(teacher, tmp_path_factory):
     ({}, {"distill_losses": ("hint@query:1",)}, "the teacher has no feature 'query'; it has none"),
     ({}, {"cache_top_k": 3}, "leave --cache_top_k out"),
     ({}, {"inherit_tables": True}, "--teacher_cache holds no tables"),
+    ({}, {"sampled_rest": True}, "--sampled_rest takes the negatives of the labels"),
   ],
 )
 def test_what_does_not_fit_is_named(cache, data, options, message, tmp_path):
@@ -87,6 +101,12 @@ def test_what_does_not_fit_is_named(cache, data, options, message, tmp_path):
   config = dataclasses.replace(config, teacher=(), data=dataclasses.replace(config.data, **data))
   with pytest.raises(ValueError, match=message):
     distill.run(config, tmp_path)
+
+
+def test_a_rest_of_nothing_is_refused():
+  task = problems.make_task(tiny.DATA, "sasrec")
+  with pytest.raises(ValueError, match="give --cache_top_k or --teacher_cache"):
+    distill.distill_terms(task, DistillConfig(sampled_rest=True), FIT)
 
 
 def test_a_teacher_beside_its_cache_is_refused(teacher, cache, tmp_path):
