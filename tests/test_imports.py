@@ -12,8 +12,9 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = {"types", "tree", "reduce", "traced", "reconstruct"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
-MODELS = BASE | {"prune", "quant", "layers"}  # Models declare how they are pruned and quantized.
-RUNNERS = BASE | TOOLS | {"layers", "models", "data", "cost", "store"}
+# Models declare how they are pruned and quantized.
+MODELS = BASE | {"prune", "quant", "layers", "rows"}
+RUNNERS = BASE | TOOLS | {"rows", "layers", "models", "data", "cost", "store"}
 
 # Unit of kdjax -> the other units it may import. `__init__` of the package is empty of imports.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -22,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "tree": {"types"},
   "reduce": {"types"},
   "reconstruct": {"types"},
+  "rows": {"types", "tree"},
   "traced": {"types", "tree"},  # Programs and their axes, for whatever looks into a function.
   **dict.fromkeys(TOOLS, BASE),
   "data": BASE,
@@ -31,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "collectives": set(),
   "scaling": set(),
   "store": BASE | {"quant"},
-  "layers": BASE | {"quant"},
+  "layers": BASE | {"quant", "rows"},
   "lora": BASE | {"quant"},
   "models": MODELS,
   "train": RUNNERS,

@@ -3,6 +3,7 @@
 from kdjax.train.balance import Balance, by_uncertainty, init_balance
 from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
 from kdjax.train.frozen import freeze
+from kdjax.train.lazy import LazyAdamState, catch_up, lazy_adamw
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
 from kdjax.train.on_policy import make_sampler
@@ -23,12 +24,14 @@ __all__ = [
   "Checkpoints",
   "Feed",
   "Interrupted",
+  "LazyAdamState",
   "NonFiniteError",
   "Objective",
   "Progress",
   "Term",
   "TrainState",
   "by_uncertainty",
+  "catch_up",
   "fit",
   "freeze",
   "init_balance",
@@ -36,6 +39,7 @@ __all__ = [
   "jit_runner",
   "join",
   "jsonl_writer",
+  "lazy_adamw",
   "make_mesh",
   "make_objective",
   "make_sampler",

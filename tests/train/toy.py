@@ -1,6 +1,7 @@
 """A two-layer classifier and its data: small enough that every test of training is quick."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +88,15 @@ def make(student_apply=plain_apply, learning_rate=0.05, more=(), **step_options)
 def runner(student_apply=plain_apply, **step_options):
   start, teacher, make_step = make(student_apply, **step_options)
   return start, teacher, parallel.jit_runner(make_step())
+
+
+def touched_whole(text, size):
+  """What a compiled program does with an array of `size` rows, but to take rows or to put some."""
+  # Name, shape, operation and operands of every instruction, those within fusions too.
+  found = re.findall(r"%(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)", text)
+  large = {name for name, shape, _, _ in found if re.match(rf"\w+\[{size}(,\d+)?\]", shape)}
+  rows = {"gather", "scatter", "dynamic-slice", "dynamic-update-slice"}
+  passed = {"parameter", "get-tuple-element", "tuple", "while", "fusion", "call", "bitcast"}
+  made = {op for name, _, op, _ in found if name in large}
+  read = {op for _, _, op, rest in found if large & set(re.findall(r"%([\w.\-]+)", rest))}
+  return sorted((made | read) - rows - passed)
