@@ -246,6 +246,12 @@ class FitConfig:
   num_negatives: int = option(
     256, "Sampled negatives: shared by a batch of sequences; for pairs, this many for each pair."
   )
+  lazy_tables: bool = option(
+    False,
+    "Update embedding tables by rows: a step touches those that its batch reads, with Adam's decay "
+    "and movement of the steps that they were skipped, to the same result (adam and adamw). For "
+    "catalogues of millions: mf and ncf, and sequence models with a sampled --label_loss.",
+  )
   patience: int | None = option(10, "Stop after this many validations without a better one.")
   validate_every: int | None = option(None, "Steps between validations; an epoch when not given.")
   steps_per_call: int | None = option(

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from experiments.loss_flags import LossSpec
 from experiments.loss_view import Maker, View, feature, positions_like, with_positions
 from kdjax import losses
@@ -56,7 +54,7 @@ def _names(spec: LossSpec, student: Outputs, teacher: Outputs) -> tuple[str, str
 def _read(outputs: Outputs, name: str, whose: str, items: Array) -> Array:
   """The features called so, or the rows of the items."""
   if name == ITEM and isinstance(outputs.logits, FactoredLogits):
-    return jnp.asarray(outputs.logits.table)[items]
+    return outputs.logits.rows(items)
   return with_positions(feature(outputs, name, whose))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import adapters
+from experiments import adapters, lazy_rows
 from experiments.config import DistillConfig, FitConfig
 from experiments.families import make_cached, make_model, serves_integers
 from experiments.stored import SavedModel
@@ -24,6 +24,7 @@ from kdjax.models.linen import Sizes
 from kdjax.train import (
   balance,
   checkpoint,
+  lazy,
   loop,
   objective,
   parallel,
@@ -33,13 +34,19 @@ from kdjax.train import (
 )
 from kdjax.train.frozen import freeze
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Array, Batch, Params
+from kdjax.types import Apply, Array, Batch, Params, Select
 
 
 def make_tx(
-  fit: FitConfig, num_steps: int, last: optax.GradientTransformation | None = None
+  fit: FitConfig,
+  num_steps: int,
+  last: optax.GradientTransformation | None = None,
+  tables: Select | None = None,
 ) -> optax.GradientTransformation:
-  """Clipping, the optimizer with its schedule, and `last` (a pruning transform), in this order."""
+  """Clipping, the optimizer with its schedule, and `last` (a pruning transform), in this order.
+
+  With `tables` those are updated by rows (adam and adamw).
+  """
   warmup = min(fit.warmup_steps, num_steps // 10)
   peak = fit.learning_rate
   if fit.schedule == "cosine":
@@ -47,6 +54,11 @@ def make_tx(
   else:
     rate = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
   decay = {"weight_decay": fit.weight_decay, "mask": _matrices}
+  rows = lambda: lazy.lazy_adamw(  # noqa: E731
+    rate,
+    tables=tables or (lambda path, leaf: False),
+    weight_decay=fit.weight_decay if fit.optimizer == "adamw" else 0.0,
+  )
   optimizer = {
     "adam": lambda: optax.adam(rate),
     "adamw": lambda: optax.adamw(rate, **decay),
@@ -54,6 +66,7 @@ def make_tx(
     "lion": lambda: optax.lion(rate, **decay),
     "sgd": lambda: optax.sgd(rate, momentum=0.9),
   }[fit.optimizer]()
+  optimizer = optimizer if tables is None else rows()
   clip = [] if fit.clip_norm is None else [optax.clip_by_global_norm(fit.clip_norm)]
   return optax.chain(*clip, optimizer, *([] if last is None else [last]))
 
@@ -120,6 +133,11 @@ def fit_model(
     raise ValueError(f"--train_bits={fit.train_bits} must be 0, 4 or 8")
   if fit.train_bits and sizes.get("feature_dims"):
     raise ValueError("--train_bits does not go with --item_embeddings: quantise what was folded")
+  distill = distill or DistillConfig()
+  taught = bool(teachers or distill.teacher_cache)
+  read_rows = lazy_rows.make_reads(
+    task, family, fit, sizes, distill, taught=taught, pruned=last is not None
+  )
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
   student_apply = _through_integers(student.apply, fit.train_bits)
@@ -127,7 +145,6 @@ def fit_model(
   mesh = None if fit.parallel == "pmap" else _mesh(fit)
   if mesh is not None:
     student_apply = parallel.on_mesh(student_apply, mesh)
-  distill = distill or DistillConfig()
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
@@ -143,7 +160,6 @@ def fit_model(
     resident=not fit.stream,
   )
   num_steps = count_steps(task, fit)
-  tx = make_tx(fit, num_steps, None if last is None else last(num_steps))
   augment = _with_draws(task.augment(fit), num_steps)
 
   init_key, augment_key, key = jax.random.split(jax.random.key(fit.seed), 3)
@@ -158,6 +174,11 @@ def fit_model(
   whole = adapters.make_student(fit, start, jax.random.fold_in(init_key, len(terms)), fresh=fresh)
   if said := adapters.describe(fit, whole):
     print(said, flush=True)
+  tables = None
+  if read_rows is not None:
+    read_rows = lazy_rows.existing(read_rows, whole.start)
+    tables = lazy_rows.tables_of(read_rows, example)
+  tx = make_tx(fit, num_steps, None if last is None else last(num_steps), tables)
   if whole.frozen is not None:
     tx = freeze(tx, tree.under("student", select=whole.frozen))
   adapts = None
@@ -172,6 +193,7 @@ def fit_model(
     augment=augment,
     sample=_sampler(task, distill, fit, sizes),
     balance=adapts,
+    read_rows=read_rows,
     accumulate=fit.accumulate,
   )
   params = goal.init(init_key, whole.start, teacher_params, example)
@@ -190,7 +212,13 @@ def fit_model(
       train_state, teacher_params = place(train_state), place(teacher_params)
 
   merge = jax.jit(functools.partial(adapters.merged, fit)) if fit.lora_rank else lambda p: p
-  own_params = lambda trained: merge(objective.student_params(trained))  # noqa: E731
+  # What no batch has read of late is behind: judged and exported is where Adam would have it.
+  settled = (
+    jax.jit(lambda s: lazy.catch_up(s.opt_state, s.params))
+    if tables is not None
+    else lambda s: s.params
+  )
+  own_params = lambda s: merge(objective.student_params(settled(s)))  # noqa: E731
   by_loss = None
   if not predicts and task.valid is not None:
     if distill.cache_queries:
@@ -201,7 +229,7 @@ def fit_model(
   def validate(train_state: state.TrainState) -> dict[str, float]:
     if by_loss is not None:
       return by_loss(train_state.params, teacher_params)
-    params = own_params(train_state.params)
+    params = own_params(train_state)
     if fit.train_bits:
       params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
     return means(task.judge(judged.apply, params, "valid"))
@@ -235,7 +263,7 @@ def fit_model(
       progress=fit.progress,
       name=name,
     )
-  best = jax.device_get(own_params(train_state.params))
+  best = jax.device_get(own_params(train_state))
   return Fitted(best, progress, metric, whole.counts)
 
 

@@ -42,6 +42,18 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     name = label_loss_of(fit, "bpr" if factored else "bce", LABEL_LOSSES, family)
     return Term(name, label_loss(name, log_q), weight)
 
+  def read_rows(fit: FitConfig):
+    del fit
+    whose = ("user_embedding",) if factored else ("user_gmf", "user_mlp")
+    what = ("item_embedding",) if factored else ("item_gmf", "item_mlp")
+
+    def read(batch):
+      found = {(name, "embedding"): batch["user"] for name in whose}
+      found |= {(name, "embedding"): batch["candidates"] for name in what}
+      return found | {("item_bias",): batch["candidates"]}
+
+    return read
+
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     del fit
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
@@ -74,6 +86,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     serve=serve,
     request=lambda count: np.arange(count, dtype=np.int32) % dataset.num_users,
     flag_terms=flag_terms,
+    read_rows=read_rows,
   )
 
 

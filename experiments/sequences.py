@@ -68,6 +68,20 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
     return Term(name, label_loss(name, log_q, fit), weight)
 
+  def read_rows(fit: FitConfig):
+    name = label_loss_of(fit, "cross_entropy", LABEL_LOSSES, family)
+    if name == "cross_entropy":
+      raise ValueError(
+        "--lazy_tables: --label_loss=cross_entropy reads the whole catalogue; use one of "
+        + ", ".join(LABEL_LOSSES[1:])
+      )
+
+    def read(batch):
+      ids = [batch[name].reshape(-1) for name in ("items", "labels", "negatives")]
+      return dict.fromkeys((("item_embedding", "embedding"), ("item_bias",)), jnp.concatenate(ids))
+
+    return read
+
   def flag_terms(distill: DistillConfig, fit: FitConfig, **counts: int):
     groups = losses.popularity_groups(np.exp(log_q), num_groups=GROUPS)
     view = make_view(fit, groups, num_rows=len(arrays["items"]), causal=not masked)
@@ -106,6 +120,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     request=request,
     joint_term=joint_term,
     flag_terms=flag_terms,
+    read_rows=read_rows,
     ends=None if masked else ends,
   )
 
@@ -174,7 +189,7 @@ def label_loss(name: str, log_q: np.ndarray, fit: FitConfig):
     labels, negatives, logits = batch["labels"], batch["negatives"], student.logits
     safe = jnp.maximum(labels, 0)
     positive = logits.at(safe[..., None])[..., 0]
-    negative = jnp.einsum("bld,bnd->bln", logits.query, logits.table[negatives])
+    negative = jnp.einsum("bld,bnd->bln", logits.query, logits.rows(negatives))
     negative = negative.astype(jnp.float32)
     if logits.bias is not None:
       negative = negative + logits.bias[negatives][:, None]

@@ -16,7 +16,7 @@ from experiments.config import DistillConfig, FitConfig
 from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.train.objective import Term
-from kdjax.train.step import Sample
+from kdjax.train.step import ReadRows, Sample
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
 
 SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
@@ -80,6 +80,8 @@ class Task(NamedTuple):
       says of the training rows, `scores` and perhaps features, where it always runs over them once;
       None where it runs live.
     valid: validation rows as `arrays`, where losses can be taken on them.
+    read_rows: `(fit) -> (batch) -> {path: ids}`, which rows of which params a batch reads, for
+      --lazy_tables; None where a model has no table of users or items.
   """
 
   name: str
@@ -100,6 +102,7 @@ class Task(NamedTuple):
   retokenize: Callable[[pathlib.Path, int], dict[str, np.ndarray] | None] | None = None
   run_teacher: Callable[..., dict[str, np.ndarray]] | None = None
   valid: Mapping[str, np.ndarray] | None = None
+  read_rows: Callable[[FitConfig], ReadRows] | None = None
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kdjax.quant.conv import conv
 from kdjax.quant.dot import dot
 from kdjax.quant.qtensor import is_qtensor
+from kdjax.rows import GatheredRows
 from kdjax.types import Array
 
 Initializer = Any  # (key, shape, dtype) -> Array.
@@ -134,20 +135,35 @@ class Conv(nn.Module):
     return _biased(self, y) if self.use_bias else y
 
 
+def param_of(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Any:
+  """A module's parameter: an array, a `QTensor`, or the rows of it that a step reads.
+
+  Raises:
+    ValueError: if those rows are of an array of another shape.
+  """
+  found: Any = module.get_variable("params", name)
+  if not isinstance(found, GatheredRows):
+    value = module.param(name, init, shape)
+    return value if is_qtensor(value) else jnp.asarray(value)
+  if found.shape != shape:
+    raise ValueError(f"rows of {found.shape} stand for {name} of {shape}")
+  return found
+
+
 def take_rows(table: Any, ids: Array, *, dtype: Any) -> Array:
-  """Rows of a table `[V, d]`, an array or a `QTensor`, at `ids` int `[...]`: `[..., d]`.
+  """Rows of a table `[V, d]`, an array or a `Table`, at `ids` int `[...]`: `[..., d]`.
 
   A negative id gives zeros, one past the end NaN; see `Embed`.
   """
   safe = jnp.clip(ids, 0, table.shape[0] - 1)
-  rows = table.take(safe) if is_qtensor(table) else table[safe]
+  rows = table.take(safe) if hasattr(table, "rdot") else table[safe]
   # Multiplied, not selected: what is masked in the table is then 0 for every id.
   there = jnp.where(ids < 0, 0.0, jnp.where(ids == safe, 1.0, jnp.nan)).astype(dtype)
   return rows.astype(dtype) * there[..., None]
 
 
 class Embed(nn.Module):
-  """Rows of a table `[num_embeddings, features]`, an array or a `QTensor`.
+  """Rows of a table `[num_embeddings, features]`: an array, a `QTensor` or `GatheredRows` of it.
 
   A negative id (PAD, MASK) gives a zero vector and no gradient; an id past the end gives NaN,
   which stays visible.
@@ -160,14 +176,14 @@ class Embed(nn.Module):
 
   def setup(self) -> None:
     shape = (self.num_embeddings, self.features)
-    self.embedding = self.param("embedding", self.embedding_init, shape)
+    self.embedding = param_of(self, "embedding", self.embedding_init, shape)
 
   def __call__(self, ids: Array) -> Array:
     """`ids` int `[...]` to `[..., features]`."""
     return take_rows(self.embedding, ids, dtype=self.dtype)
 
   def table(self) -> Any:
-    """The table for `FactoredLogits`: in `dtype`, or the `QTensor` itself."""
+    """The table for `FactoredLogits`: in `dtype`, or the `QTensor` itself; `GatheredRows` alike."""
     table = self.embedding
     return table if is_qtensor(table) else table.astype(self.dtype)
 

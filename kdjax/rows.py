@@ -6,7 +6,7 @@ the model runs (so that gradients are those of a few rows), and `put_rows` write
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -62,13 +62,13 @@ class GatheredRows:
   def __getitem__(self, ids: Array) -> Array:
     return self.take(ids)
 
-  def map(self, fn: Callable[[Array], Array]) -> "GatheredRows":
-    """The rows of the table that `fn` makes of this one, a row at a time."""
-    return dataclasses.replace(self, values=fn(self.values))
+  def replace(self, values: Array) -> "GatheredRows":
+    """Other values `[n, ...]` for the same rows."""
+    return dataclasses.replace(self, values=values)
 
   def astype(self, dtype: Any) -> "GatheredRows":
     """The rows in another type."""
-    return self.map(lambda values: values.astype(dtype))
+    return self.replace(self.values.astype(dtype))
 
   def rdot(self, query: Array) -> Array:
     """Refuses: a product with the whole table reads rows that are not here."""
@@ -85,7 +85,8 @@ def unique_ids(ids: Array, num_rows: int) -> Array:
   """The rows that `ids` name, once each and rising; what is left over lies past the table.
 
   Args:
-    ids: int `[...]`; negative ones (PAD, MASK) name no row, and those must not exceed `num_rows`.
+    ids: int `[...]` below `num_rows`; negative ones (PAD, MASK) count as 0, since models read that
+      row there and leave it out of what they compute.
     num_rows: V, rows of the table.
 
   Returns:
@@ -93,10 +94,10 @@ def unique_ids(ids: Array, num_rows: int) -> Array:
     past the last row V, V + 1, ... where scatters drop them.
 
   Example:
-    >>> unique_ids(jnp.array([[5, -1], [2, 5]]), 9).tolist()
-    [2, 5, 11, 12]
+    >>> unique_ids(jnp.array([[5, 1], [2, 5]]), 9).tolist()
+    [1, 2, 5, 12]
   """
-  flat = jnp.where(ids < 0, num_rows, ids).astype(jnp.int32).reshape(-1)
+  flat = jnp.maximum(ids, 0).astype(jnp.int32).reshape(-1)
   size = min(flat.shape[0], num_rows)
   found = jnp.unique(flat, size=size, fill_value=num_rows)
   return jnp.where(found < num_rows, found, num_rows + jax.lax.iota(jnp.int32, size))

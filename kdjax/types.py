@@ -65,12 +65,16 @@ class FactoredLogits(NamedTuple):
     logits = logits.astype(jnp.float32)
     return logits if self.bias is None else logits + jnp.broadcast_to(self.bias, logits.shape)
 
+  def rows(self, ids: Array) -> Array:
+    """Rows of the table at `ids` int `[...]`: `[..., d]`."""
+    return self.table.take(ids) if hasattr(self.table, "rdot") else self.table[ids]
+
   def at(self, ids: Array) -> Array:
     """Logits of candidates: `ids` int `[..., C]` (leading axes as `query`'s) to float32 `[..., C]`.
 
     Every id must lie in `[0, V)`.
     """
-    rows = self.table.take(ids) if hasattr(self.table, "rdot") else self.table[ids]
+    rows = self.rows(ids)
     logits = jnp.einsum("...d,...cd->...c", self.query, rows, preferred_element_type="float32")
     logits = logits.astype(jnp.float32)
     return logits if self.bias is None else logits + self.bias[ids]

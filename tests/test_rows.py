@@ -16,7 +16,7 @@ PARAMS = {"item": {"embedding": TABLE, "bias": jnp.arange(9.0)}, "out": jnp.ones
 def test_unique_ids_are_those_of_numpy_then_past_the_table(shape):
   ids = np.random.default_rng(1).integers(-2, 9, shape)
   found = np.asarray(rows.unique_ids(jnp.asarray(ids), 9))
-  real = np.unique(ids[ids >= 0])
+  real = np.unique(np.maximum(ids, 0))
   assert len(found) == min(ids.size, 9)
   np.testing.assert_array_equal(found[: len(real)], real)
   assert (found[len(real) :] >= 9).all()
@@ -38,7 +38,7 @@ def test_rows_stand_where_the_table_stood():
   at = jnp.array([[2, 7], [7, 7]])
   np.testing.assert_array_equal(table.take(at), TABLE[at])
   np.testing.assert_array_equal(table[at], TABLE[at])
-  np.testing.assert_array_equal(table.map(jnp.sin).take(at), jnp.sin(TABLE)[at])
+  np.testing.assert_array_equal(table.replace(jnp.sin(table.values)).take(at), jnp.sin(TABLE)[at])
   assert table.astype(jnp.bfloat16).take(at).dtype == jnp.bfloat16
   query = jnp.ones([2, 3])
   np.testing.assert_allclose(

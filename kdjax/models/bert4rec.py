@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Dense, Dropout, Embed, LayerNorm
+from kdjax.layers import Dense, Dropout, Embed, LayerNorm, param_of
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
 from kdjax.models.transformer import (
   Block,
@@ -83,7 +83,7 @@ class BERT4Rec(nn.Module):
     x = nn.gelu(Dense(dim, dtype=dtype, name="head")(x))
     query = LayerNorm(width=norm_width, dtype=dtype, name="head_norm")(x)
     features["query"] = query
-    bias = jnp.asarray(self.param("item_bias", nn.initializers.zeros, (self.num_items,)))
+    bias = param_of(self, "item_bias", nn.initializers.zeros, (self.num_items,))
     return Outputs(FactoredLogits(query, items.table(), bias), features)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Embed
+from kdjax.layers import Embed, param_of
 from kdjax.models.linen import Sizes, from_linen, sizes_of
 from kdjax.types import Batch, FactoredLogits, Model, Outputs, Params
 
@@ -40,7 +40,7 @@ class MF(nn.Module):
 
     query = embed(self.num_users, "user_embedding")(batch["user"])
     items = embed(self.num_items, "item_embedding")
-    bias = jnp.asarray(self.param("item_bias", nn.initializers.zeros, (self.num_items,)))
+    bias = param_of(self, "item_bias", nn.initializers.zeros, (self.num_items,))
     return Outputs(FactoredLogits(query, items.table(), bias), {"query": query})
 
 

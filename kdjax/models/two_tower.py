@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kdjax.layers import Dense, Dropout, Embed, segment_mask, unit_length
 from kdjax.models.linen import Sizes, from_linen, sizes_of
+from kdjax.rows import GatheredRows
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
@@ -39,7 +40,8 @@ class TwoTower(nn.Module):
   Reads `items`, `segments`, `positions` int `[B, L]`, and `item_features` float `[V, F]` if the
   model was initialised with it. Features of the catalogue are data, the same in every batch: they
   are neither trained nor saved nor compiled in, so they come with the batch. The table of
-  `FactoredLogits` is the item tower over the whole catalogue: compute it once to serve.
+  `FactoredLogits` is the item tower over the whole catalogue: compute it once to serve. In a step
+  that reads tables by rows (`kdjax.rows`) it is the tower over those rows.
 
   Features: `history` `[B, L, dim]` (the mean) and `query` `[B, L, out_dim]`.
 
@@ -75,12 +77,15 @@ class TwoTower(nn.Module):
     out_dim, dtype = self.out_dim or self.dim, self.dtype
     init = nn.initializers.normal(self.dim**-0.5)
     embed = Embed(self.num_items, self.dim, dtype=dtype, embedding_init=init, name="item_embedding")
-    catalogue = embed(jax.lax.iota(jnp.int32, self.num_items))
+    gathered = embed.table()
+    some = isinstance(gathered, GatheredRows)  # The item tower then sees those items alone.
+    values = gathered.values if some else embed(jax.lax.iota(jnp.int32, self.num_items))
     if "item_features" in batch:
-      catalogue = catalogue + Dense(self.dim, dtype=dtype, name="feature_in")(
-        batch["item_features"]
-      )
+      known = batch["item_features"]
+      known = known[jnp.minimum(gathered.ids, self.num_items - 1)] if some else known
+      values = values + Dense(self.dim, dtype=dtype, name="feature_in")(known)
 
+    catalogue = gathered.replace(values) if some else values
     ids = batch["items"]
     rows = jnp.where((ids >= 0)[..., None], catalogue[jnp.maximum(ids, 0)], jnp.zeros([], dtype))
     seen = segment_mask(batch["segments"], causal=True).astype(dtype)
@@ -89,10 +94,11 @@ class TwoTower(nn.Module):
 
     item_hidden = self.hidden if self.item_hidden is None else self.item_hidden
     query = Tower(self.hidden, out_dim, self.dropout, dtype=dtype, name="user")(history)
-    table = Tower(item_hidden, out_dim, self.dropout, dtype=dtype, name="item")(catalogue)
+    table = Tower(item_hidden, out_dim, self.dropout, dtype=dtype, name="item")(values)
     if self.normalize:
       query, table = unit_length(query) / self.temperature, unit_length(table)
     query, table = query.astype(dtype), table.astype(dtype)
+    table = gathered.replace(table) if some else table
     return Outputs(FactoredLogits(query, table), {"history": history, "query": query})
 
 
