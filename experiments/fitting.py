@@ -140,11 +140,10 @@ def fit_model(
   )
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
-  student_apply = _through_integers(student.apply, fit.train_bits)
-  student_apply = adapters.through_adapters(fit, student_apply)
   mesh = None if fit.parallel == "pmap" else _mesh(fit)
-  if mesh is not None:
-    student_apply = parallel.on_mesh(student_apply, mesh)
+  student_apply = student.apply if mesh is None else parallel.on_mesh(student.apply, mesh)
+  student_apply = _through_integers(student_apply, fit.train_bits)
+  student_apply = adapters.through_adapters(fit, student_apply)
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.mesh_table import MeshTable
 from kdjax.quant.conv import conv
 from kdjax.quant.dot import dot
 from kdjax.quant.qtensor import is_qtensor
@@ -136,17 +137,17 @@ class Conv(nn.Module):
 
 
 def param_of(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Any:
-  """A module's parameter: an array, a `QTensor`, or the rows of it that a step reads.
+  """A module's parameter: an array, a `QTensor`, `GatheredRows` of it or a `MeshTable`.
 
   Raises:
-    ValueError: if those rows are of an array of another shape.
+    ValueError: if one of the last two is of another shape.
   """
   found: Any = module.get_variable("params", name)
-  if not isinstance(found, GatheredRows):
+  if not isinstance(found, GatheredRows | MeshTable):
     value = module.param(name, init, shape)
     return value if is_qtensor(value) else jnp.asarray(value)
   if found.shape != shape:
-    raise ValueError(f"rows of {found.shape} stand for {name} of {shape}")
+    raise ValueError(f"a table of {found.shape} stands for {name} of {shape}")
   return found
 
 

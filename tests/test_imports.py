@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = {"types", "tree", "reduce", "traced", "reconstruct"}
+BASE = {"types", "tree", "reduce", "traced", "reconstruct", "mesh_table"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
 # Models declare how they are pruned and quantized.
 MODELS = BASE | {"prune", "quant", "layers", "rows"}
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "reduce": {"types"},
   "reconstruct": {"types"},
   "rows": {"types", "tree"},
+  "mesh_table": {"types"},
   "traced": {"types", "tree"},  # Programs and their axes, for whatever looks into a function.
   **dict.fromkeys(TOOLS, BASE),
   "data": BASE,

@@ -83,7 +83,6 @@ from kdjax.losses.maps import (
   hierarchical_context_loss,
   neuron_selectivity_loss,
 )
-from kdjax.losses.mesh_table import MeshTable
 from kdjax.losses.pairwise import (
   lambda_loss,
   pairwise_hinge_loss,
@@ -151,7 +150,6 @@ __all__ = [
   "Candidates",
   "Helper",
   "MemoryBank",
-  "MeshTable",
   "Negatives",
   "Pairs",
   "SampledTargets",

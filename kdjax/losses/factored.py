@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from kdjax.losses.blocks import choose_blocks
 from kdjax.losses.common import FLOOR, check_temperature, constant
+from kdjax.losses.every_device import on_every_device
 from kdjax.losses.fused import each_loss, weighted_loss
-from kdjax.losses.mesh_table import MeshTable, on_every_device
+from kdjax.mesh_table import MeshTable
 from kdjax.reduce import Mean, ReduceFn, reduce_loss, totals
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits

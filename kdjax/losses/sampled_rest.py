@@ -38,8 +38,7 @@ def sampled_log_rest(logits: FactoredLogits, kept: Array, negatives: Negatives) 
     float32 `[T]`; about -1e30 where every negative is kept.
   """
   items, log_q = negatives
-  rows = logits.table.take(items) if hasattr(logits.table, "rdot") else logits.table[items]
-  z = jnp.einsum("td,nd->tn", logits.query, rows, preferred_element_type=jnp.float32)
+  z = jnp.einsum("td,nd->tn", logits.query, logits.rows(items), preferred_element_type=jnp.float32)
   if logits.bias is not None:
     z = z + logits.bias[items][None]
   z = z - (log_q + jnp.log(jnp.float32(len(items))))[None]

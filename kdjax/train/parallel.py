@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.losses.mesh_table import MeshTable
+from kdjax.mesh_table import MeshTable
 from kdjax.train.step import TrainStep
 from kdjax.tree import map_with_path
-from kdjax.types import Apply, Array, FactoredLogits, Params, Select
+from kdjax.types import Apply, Array, FactoredLogits, Params, Path, Select
 
 # (state, teacher_params, arrays, index [K, B], count, key) -> (state, metrics stacked over K).
 Runner = Callable[[Any, Params, Any, Any, Any, Array], tuple[Any, dict[str, Any]]]
@@ -56,14 +56,18 @@ def shardings(tree: Any, mesh: Mesh, *, select: Select = lambda path, leaf: Fals
 
 
 def on_mesh(apply: Apply, mesh: Mesh) -> Apply:
-  """The same model, whose losses over a catalogue in factors run on every device of the mesh.
+  """The same model, whose tables know the mesh they lie on: see `kdjax.mesh_table.MeshTable`.
 
-  Its tables stay where `shardings` put them; see `kdjax.losses.MeshTable`. What else a table may be
-  (integers) is left to the compiler.
+  So a loss over its catalogue in factors runs on every device, and what looks rows up tells the
+  others of its tokens alone. Tables of integers are left to the compiler.
   """
 
+  def of_params(path: Path, leaf: Any) -> Any:
+    is_table = path[-1:] == ("embedding",) and jnp.ndim(leaf) == 2
+    return MeshTable(leaf, mesh) if is_table else leaf
+
   def placed(params, batch, *, key=None):
-    outputs = apply(params, batch, key=key)
+    outputs = apply(map_with_path(of_params, params), batch, key=key)
     logits = outputs.logits
     if not isinstance(logits, FactoredLogits) or not isinstance(logits.table, jax.Array):
       return outputs

@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kdjax import losses
+from kdjax.collectives import read_collectives
+from kdjax.mesh_table import MeshTable
 from kdjax.reduce import Mean, totals
 from kdjax.types import FactoredLogits
 
@@ -146,7 +148,7 @@ def test_ten_million_items_on_eight_devices():
 
 
 def on_mesh(mesh, student):
-  return student._replace(table=losses.MeshTable(student.table, mesh))
+  return student._replace(table=MeshTable(student.table, mesh))
 
 
 @pytest.mark.parametrize("reduce_fn", [jnp.mean, None], ids=["mean", "each"])
@@ -193,3 +195,23 @@ def test_a_mesh_table_is_read_as_an_array(mesh):
   np.testing.assert_array_equal(table.dense(), student.dense())
   np.testing.assert_array_equal(table.at(ids), student.at(ids))
   assert table.table.astype(jnp.bfloat16).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("items", [8, 4096])  # Fewer and more rows than tokens.
+def test_looked_up_rows_and_their_gradient(mesh, items):
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(items, 3)), jnp.float32)
+  ids = jnp.asarray(rng.integers(0, items, (TOKENS, 2)))
+  weights = jnp.asarray(rng.normal(size=(TOKENS, 2, 3)), jnp.float32)
+  rows, batch = NamedSharding(mesh, P("model")), NamedSharding(mesh, P("data"))
+  place = jax.device_put(table, rows), jax.device_put(ids, batch), jax.device_put(weights, batch)
+
+  def grad_of(look_up):
+    return lambda table, ids, w: jax.grad(lambda t: jnp.sum(w * look_up(t, ids)))(table)
+
+  spread = jax.jit(grad_of(lambda t, i: MeshTable(t, mesh)[i]), out_shardings=rows)
+  expected = grad_of(lambda t, i: t[i])(table, ids, weights)
+  np.testing.assert_allclose(spread(*place), expected, rtol=1e-6)
+  sent = read_collectives(spread.lower(*place).compile().as_text())
+  # What is added to a few rows travels, or all of a device's rows: whichever is less.
+  assert sum(c.payload for c in sent) <= 4 * min(items * 3, TOKENS * 2 * (3 + 1))

@@ -1,73 +1,20 @@
-"""Catalogues that lie on a mesh: each device sweeps over its own rows for its own tokens.
+"""Sweeps over catalogues that lie on a mesh: each device sweeps over its rows for its tokens.
 
 Left to the compiler, a loop over blocks of a table that is split by rows gathers the whole table on
 every device, and sums the table's gradient over devices once a block. Here the loop runs inside
 `jax.shard_map`: rows stay where they are, and gradients are summed once.
 """
 
-import dataclasses
-import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from kdjax.types import Array, FactoredLogits
-
-ROWS = "model"  # The axis of a mesh that splits the rows of tables; the others split the batch.
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("mesh",))
-@dataclasses.dataclass(frozen=True)
-class MeshTable:
-  """A table `[V, d]` and the mesh it lies on; as an array where an array is wanted.
-
-  The losses over a catalogue in factors run on every device of the mesh when the student's table
-  is one: `student._replace(table=MeshTable(student.table, mesh))`. `kdjax.train.parallel.on_mesh`
-  does so for a model.
-
-  Attributes:
-    values: float `[V, d]`. Its rows are split over the axis `model` where that divides V; otherwise
-      every device has all.
-    mesh: the other axes split the batch, where they divide it.
-
-  Example:
-    >>> import jax, numpy as np
-    >>> mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    >>> MeshTable(jax.numpy.ones([3, 2]), mesh).shape
-    (3, 2)
-  """
-
-  values: Array
-  mesh: Mesh
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the whole table."""
-    return self.values.shape
-
-  @property
-  def dtype(self) -> Any:
-    """Of the values."""
-    return self.values.dtype
-
-  @property
-  def ndim(self) -> int:
-    """2."""
-    return self.values.ndim
-
-  def __jax_array__(self) -> Array:
-    return self.values
-
-  def __getitem__(self, ids: Any) -> Array:
-    return self.values[ids]
-
-  def astype(self, dtype: Any) -> "MeshTable":
-    """The same table in another type."""
-    return dataclasses.replace(self, values=self.values.astype(dtype))
+from kdjax.mesh_table import ROWS, MeshTable
+from kdjax.types import FactoredLogits
 
 
 def on_every_device(
@@ -91,7 +38,7 @@ def on_every_device(
   """
   mesh, num_tokens, num_items = student.table.mesh, len(student.query), student.num_items
   batch = tuple(name for name in mesh.axis_names if name != ROWS)
-  parts = int(np.prod([mesh.shape[name] for name in batch]))
+  parts = math.prod(mesh.shape[name] for name in batch)
   divides = num_tokens % parts == 0
   tokens = PartitionSpec(batch) if divides else PartitionSpec()
   axis = ROWS if mesh.shape.get(ROWS, 1) > 1 and num_items % mesh.shape[ROWS] == 0 else None
