@@ -157,6 +157,21 @@ class ModelConfig:
   dim: int = option(
     64, "Width of embeddings and of the residual stream (of a resnet's first stage).", lower=1
   )
+  embedding: Literal["full", "hashed", "quotient_remainder"] = option(
+    "full",
+    "Tables of items and users (sasrec, gru4rec, two_tower, mf, ncf): a row each; the sum of hashed "
+    "rows of a smaller table; or of a quotient's and a remainder's row, a pair for each id.",
+  )
+  embedding_rows: int | None = option(
+    None,
+    "--embedding: rows of the hashed table, by default an eighth as many as ids; or how many "
+    "remainders there are, by default the root of the number of ids.",
+    lower=1,
+  )
+  embedding_hashes: int = option(2, "--embedding=hashed: rows that are summed for an id.", lower=1)
+  embedding_product: bool = option(
+    False, "--embedding=quotient_remainder: multiply the two rows instead of adding them."
+  )
   layers: int = option(
     2, "Blocks (or recurrent layers, or hidden layers, or blocks of each stage).", lower=0
   )

@@ -11,10 +11,12 @@ from experiments import retrieval, texts
 from experiments.config import ModelConfig
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, TEXT_FAMILIES, Task
 from kdjax import models, tree
+from kdjax.composed import Composition
 from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.types import Model, Params
 
+COMPOSED = ("sasrec", "gru4rec", "two_tower", "mf", "ncf")
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -31,6 +33,11 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   heads = {name: getattr(config, name) for name in models.HEADS if getattr(config, name)}
   if heads and family not in ("sasrec", "gru4rec", "bert4rec"):
     raise ValueError(f"--{next(iter(heads))} does not fit --model={family}; it has no such heads")
+  if config.embedding != "full" and family not in COMPOSED:
+    raise ValueError(
+      f"--embedding={config.embedding} does not fit --model={family}; use one of "
+      + ", ".join(COMPOSED)
+    )
   sizes: Sizes = {**task.sizes, "dropout": config.dropout, **heads}
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     return texts.model_sizes(config, sizes)
@@ -46,6 +53,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
     sizes["id_embeddings"] = config.id_embeddings
   elif not config.id_embeddings:
     raise ValueError("--id_embeddings=false needs --item_embeddings: items would be all alike")
+  if config.embedding != "full":
+    sizes["composition"] = _composition(config, sizes)
   if config.checkpoint:
     raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
   if family in ("sasrec", "bert4rec"):
@@ -69,6 +78,23 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "ncf":
     return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
+
+
+def _composition(config: ModelConfig, sizes: Sizes) -> Composition:
+  """How --embedding makes tables of smaller ones.
+
+  Raises:
+    ValueError: naming the flag, if nothing is saved.
+  """
+  method: Any = config.embedding
+  hashes, product = config.embedding_hashes, config.embedding_product
+  made = Composition(method, config.embedding_rows, hashes, product)
+  for name in ("num_items", "num_users"):
+    try:
+      made.num_parts(sizes.get(name) or sizes["num_items"])
+    except ValueError as error:
+      raise ValueError(f"--embedding_rows, --embedding={config.embedding}: {error}") from error
+  return made
 
 
 def served(model: ModelConfig, sizes: Sizes, params: Params) -> tuple[Sizes, Params]:

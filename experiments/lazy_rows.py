@@ -42,6 +42,7 @@ def make_reads(
     "--lora_rank, whose tables are frozen": bool(fit.lora_rank),
     "pruning, whose masks and scores are of tables whole": pruned,
     "--item_embeddings, which are adapted for all items": bool(sizes.get("feature_dims")),
+    "--embedding, whose tables are small": bool(sizes.get("composition")),
     "heads, which read all items": bool(split_heads(sizes)[1]),
     f"a teacher of a {family}, which is compared over the whole catalogue": taught
     and task.name != "pair",

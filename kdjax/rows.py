@@ -91,16 +91,19 @@ def unique_ids(ids: Array, num_rows: int) -> Array:
 
   Returns:
     int32 `[n]` with n the lesser of V and the size of `ids`: rising and without duplicates, those
-    past the last row V, V + 1, ... where scatters drop them.
+    that are left over V or more, where scatters drop them.
 
   Example:
     >>> unique_ids(jnp.array([[5, 1], [2, 5]]), 9).tolist()
     [1, 2, 5, 12]
   """
   flat = jnp.maximum(ids, 0).astype(jnp.int32).reshape(-1)
-  size = min(flat.shape[0], num_rows)
-  found = jnp.unique(flat, size=size, fill_value=num_rows)
-  return jnp.where(found < num_rows, found, num_rows + jax.lax.iota(jnp.int32, size))
+  count = flat.shape[0]
+  # Two sorts of keys alone: several times faster than jnp.unique, which counts and scatters.
+  found = jnp.sort(flat)
+  again = jnp.concatenate([jnp.zeros(1, bool), found[1:] == found[:-1]])
+  found = jnp.where(again, num_rows + jax.lax.iota(jnp.int32, count), found)
+  return jnp.sort(found)[: min(count, num_rows)]
 
 
 def take_at(table: Array, ids: Array) -> Array:

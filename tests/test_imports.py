@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BASE = {"types", "tree", "reduce", "traced", "reconstruct", "mesh_table"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
 # Models declare how they are pruned and quantized.
-MODELS = BASE | {"prune", "quant", "layers", "rows"}
+MODELS = BASE | {"prune", "quant", "layers", "rows", "composed"}
 RUNNERS = BASE | TOOLS | {"rows", "layers", "models", "data", "cost", "store"}
 
 # Unit of kdjax -> the other units it may import. `__init__` of the package is empty of imports.
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "scaling": set(),
   "store": BASE | {"quant"},
   "layers": BASE | {"quant", "rows"},
+  "composed": BASE | {"quant", "layers"},
   "lora": BASE | {"quant"},
   "models": MODELS,
   "train": RUNNERS,

@@ -31,7 +31,7 @@ def move_items(
 
   Raises:
     ValueError: if nothing connects the catalogues, the features are not as many or as wide as the
-      model's, or `rows` has an item that the old catalogue has not.
+      model's, `rows` has an item that the old catalogue has not, or its items' table is composed.
 
   Reference:
     Y. Hou et al., Towards Universal Sequence Representation Learning for Recommender Systems, KDD
@@ -46,6 +46,10 @@ def move_items(
     raise ValueError(f"rows must lie in [-1, {sizes['num_items']})")
   if not widths and (rows < 0).all():
     raise ValueError("the catalogues share no item, and the model knows nothing else of its items")
+  if sizes.get("composition"):
+    raise ValueError(
+      "items of a composed table have no rows of their own to move; train a full one"
+    )
   moved = dict(params)
   if "item_embedding" in params:
     table = jnp.asarray(params["item_embedding"]["embedding"])

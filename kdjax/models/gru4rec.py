@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Dense, Dropout, Embed
+from kdjax.composed import Composition, embed_axes, embed_width, make_embed
+from kdjax.layers import Dense, Dropout
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
 from kdjax.models.recurrent import GRU, gru_axes, gru_widths
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
@@ -26,6 +27,7 @@ class GRU4Rec(nn.Module):
     hidden_dim: width of every layer's state, or one number a layer; None for `dim`.
     num_layers: recurrent layers.
     dropout: rate on embeddings and every layer's output.
+    composition: how the item table is made of smaller ones (`kdjax.composed`); None for its own.
     dtype: of the computation; gates and states stay float32.
 
   Reference:
@@ -39,15 +41,15 @@ class GRU4Rec(nn.Module):
   hidden_dim: int | Sequence[int] | None = None
   num_layers: int = 1
   dropout: float = 0.1
+  composition: Composition | tuple[Any, ...] | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, batch: Batch) -> Outputs:
     start = batch["positions"] == 0
     init = nn.initializers.normal(self.dim**-0.5)
-    items = Embed(
-      self.num_items, self.dim, dtype=self.dtype, embedding_init=init, name="item_embedding"
-    )
+    options = {"dtype": self.dtype, "embedding_init": init, "name": "item_embedding"}
+    items = make_embed(self.composition, self.num_items, self.dim, **options)
     x = items(batch["items"])
     features: dict[str, Array] = {"embedding": x}
     x = Dropout(self.dropout, name="dropout")(x)
@@ -82,7 +84,7 @@ def gru4rec_axes(sizes: Sizes) -> Params:
   A unit whose weights are 0 keeps the state 0, so shrunk outputs equal masked outputs.
   """
   module = GRU4Rec(**sizes)
-  axes: dict[str, Any] = {"item_embedding": {"embedding": (None, "dim")}}
+  axes: dict[str, Any] = {"item_embedding": embed_axes(module.composition, "dim")}
   below = "dim"
   for i in range(module.num_layers):
     axes[f"layer_{i}"] = gru_axes(f"layer_{i}/hidden", below)
@@ -93,6 +95,6 @@ def gru4rec_axes(sizes: Sizes) -> Params:
 def gru4rec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_gru4rec` takes `params` that were shrunk from `sizes`."""
   hidden = gru_widths(params)
-  dim = params["item_embedding"]["embedding"].shape[1]
+  dim = embed_width(params["item_embedding"])
   new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": len(hidden)}
   return sizes_of(GRU4Rec(**sizes)) | new

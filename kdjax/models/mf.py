@@ -6,7 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.layers import Embed, param_of
+from kdjax.composed import Composition, embed_axes, embed_width, make_embed
+from kdjax.layers import param_of
 from kdjax.models.linen import Sizes, from_linen, sizes_of
 from kdjax.types import Batch, FactoredLogits, Model, Outputs, Params
 
@@ -20,6 +21,7 @@ class MF(nn.Module):
     num_users: U; an id past it gives NaN, PAD the zero vector (popularity alone).
     num_items: V, the catalogue.
     dim: width of both tables.
+    composition: how each table is made of smaller ones (`kdjax.composed`); None for its own.
     dtype: of the computation.
 
   Reference:
@@ -30,13 +32,14 @@ class MF(nn.Module):
   num_users: int
   num_items: int
   dim: int = 64
+  composition: Composition | tuple[Any, ...] | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, batch: Batch) -> Outputs:
-    def embed(count: int, name: str) -> Embed:
-      init = nn.initializers.normal(0.1)
-      return Embed(count, self.dim, dtype=self.dtype, embedding_init=init, name=name)
+    def embed(count: int, name: str) -> Any:
+      options = {"dtype": self.dtype, "embedding_init": nn.initializers.normal(0.1), "name": name}
+      return make_embed(self.composition, count, self.dim, **options)
 
     query = embed(self.num_users, "user_embedding")(batch["user"])
     items = embed(self.num_items, "item_embedding")
@@ -61,11 +64,10 @@ def make_mf(**sizes: Any) -> Model:
 
 def mf_axes(sizes: Sizes) -> Params:
   """Names the one axis to shrink, `dim`; shrunk outputs equal masked outputs."""
-  del sizes
-  table = {"embedding": (None, "dim")}
+  table = embed_axes(sizes.get("composition"), "dim")
   return {"user_embedding": table, "item_embedding": table, "item_bias": (None,)}
 
 
 def mf_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_mf` takes `params` that were shrunk from `sizes`."""
-  return sizes_of(MF(**sizes)) | {"dim": params["item_embedding"]["embedding"].shape[1]}
+  return sizes_of(MF(**sizes)) | {"dim": embed_width(params["item_embedding"])}

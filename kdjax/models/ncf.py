@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.layers import Dense, Dropout, Embed
+from kdjax.composed import Composition, embed_axes, embed_width, make_embed
+from kdjax.layers import Dense, Dropout
 from kdjax.models.linen import Sizes, from_linen, sizes_of
 from kdjax.types import Array, Batch, Model, Outputs, Params
 
@@ -31,6 +32,7 @@ class NCF(nn.Module):
     mlp_dim: width of the tables of the perceptron; None for `dim`.
     hidden: widths of its layers; () leaves the product alone (GMF).
     dropout: rate on hidden layers.
+    composition: how each table is made of smaller ones (`kdjax.composed`); None for its own.
     dtype: of the computation.
 
   Reference:
@@ -43,6 +45,7 @@ class NCF(nn.Module):
   mlp_dim: int | None = None
   hidden: Sequence[int] = (64, 32, 16)
   dropout: float = 0.0
+  composition: Composition | tuple[Any, ...] | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -53,7 +56,8 @@ class NCF(nn.Module):
 
     def embed(count: int, dim: int, name: str, ids: Array) -> Array:
       init = nn.initializers.normal(dim**-0.5)
-      return Embed(count, dim, dtype=self.dtype, embedding_init=init, name=name)(ids)
+      options = {"dtype": self.dtype, "embedding_init": init, "name": name}
+      return make_embed(self.composition, count, dim, **options)(ids)
 
     def dense(size: int, name: str, *, use_bias: bool = True) -> Dense:
       return Dense(size, use_bias=use_bias, dtype=self.dtype, name=name)
@@ -93,17 +97,17 @@ def make_ncf(**sizes: Any) -> Model:
 
 def ncf_axes(sizes: Sizes) -> Params:
   """Names the axes of its params: `dim`, `mlp_dim`, `hidden_0`, ...; shrunk equals masked."""
-  hidden = NCF(**sizes).hidden
+  hidden, composition = NCF(**sizes).hidden, sizes.get("composition")
   axes: dict[str, Any] = {
-    "user_gmf": {"embedding": (None, "dim")},
-    "item_gmf": {"embedding": (None, "dim")},
+    "user_gmf": embed_axes(composition, "dim"),
+    "item_gmf": embed_axes(composition, "dim"),
     "gmf_out": {"kernel": ("dim", None), "bias": (None,)},
   }
   if not hidden:
     return axes
   axes |= {
-    "user_mlp": {"embedding": (None, "mlp_dim")},
-    "item_mlp": {"embedding": (None, "mlp_dim")},
+    "user_mlp": embed_axes(composition, "mlp_dim"),
+    "item_mlp": embed_axes(composition, "mlp_dim"),
     "user_in": {"kernel": ("mlp_dim", "hidden_0"), "bias": ("hidden_0",)},
     "item_in": {"kernel": ("mlp_dim", "hidden_0")},
     "mlp_out": {"kernel": (f"hidden_{len(hidden) - 1}", None)},
@@ -117,9 +121,9 @@ def ncf_axes(sizes: Sizes) -> Params:
 def ncf_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_ncf` takes `params` that were shrunk from `sizes`."""
   old = sizes_of(NCF(**sizes))
-  new: Sizes = {"dim": params["item_gmf"]["embedding"].shape[1]}
+  new: Sizes = {"dim": embed_width(params["item_gmf"])}
   if old["hidden"]:
     first = [params["item_in"]["kernel"].shape[1]]
     rest = [params[f"hidden_{j}"]["kernel"].shape[1] for j in range(1, len(old["hidden"]))]
-    new |= {"mlp_dim": params["item_mlp"]["embedding"].shape[1], "hidden": (*first, *rest)}
+    new |= {"mlp_dim": embed_width(params["item_mlp"]), "hidden": (*first, *rest)}
   return old | new

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kdjax.composed import Composition, embed_axes, make_embed
 from kdjax.layers import Dense, Dropout, Embed, LayerNorm, take_rows
 from kdjax.models.linen import Sizes, from_linen, per_layer, sizes_of
 from kdjax.models.transformer import (
@@ -50,6 +51,7 @@ class SASRec(nn.Module):
     id_embeddings: whether items have an embedding of their own beside those.
     adapter_dim: hidden units of what adapts each to `dim`; None for `dim`.
     embedding_scale: None for sqrt(dim). Said explicitly once `dim` was pruned.
+    composition: how the item table is made of smaller ones (`kdjax.composed`); None for its own.
     norm_width: what norms divide their statistics by, None for `dim`; see `LayerNorm`.
     dtype: of the computation.
 
@@ -71,6 +73,7 @@ class SASRec(nn.Module):
   feature_dims: Sequence[int] = ()
   id_embeddings: bool = True
   adapter_dim: int | None = None
+  composition: Composition | tuple[Any, ...] | None = None
   embedding_scale: float | None = None
   norm_width: int | None = None
   dtype: Any = jnp.float32
@@ -88,7 +91,8 @@ class SASRec(nn.Module):
     positions = Embed(self.max_length, dim, dtype=dtype, name="position_embedding")
     table: Any = jnp.zeros((), dtype)
     if self.id_embeddings:
-      items = Embed(self.num_items, dim, dtype=dtype, name="item_embedding")
+      options = {"dtype": dtype, "name": "item_embedding"}
+      items = make_embed(self.composition, self.num_items, dim, **options)
       table = items(jnp.arange(self.num_items)) if self.feature_dims else items.table()
     if self.feature_dims:
       for m, width in enumerate(self.feature_dims):
@@ -170,7 +174,7 @@ def fold_item_features(params: Params, sizes: Sizes) -> tuple[Params, Sizes]:
   batch = {"items": one, "segments": one + 1, "positions": one}
   table = make_sasrec(**sizes).apply(params, batch).logits.table
   kept = {n: x for n, x in params.items() if not n.startswith(("item_features_", "adapter_"))}
-  fused = ("feature_dims", "id_embeddings", "adapter_dim")
+  fused = ("feature_dims", "id_embeddings", "adapter_dim", "composition")
   plain = {n: x for n, x in sizes.items() if n not in fused}
   return {**kept, "item_embedding": {"embedding": table}}, plain
 
@@ -190,7 +194,7 @@ def sasrec_axes(sizes: Sizes) -> Params:
     "norm": norm_axes(),
   } | {name: block_axes(name, head_dim) for name in names}
   if module.id_embeddings:
-    axes["item_embedding"] = {"embedding": (None, "dim")}
+    axes["item_embedding"] = embed_axes(module.composition, "dim")
   for m in range(len(module.feature_dims)):
     axes |= {
       f"item_features_{m}": {"embedding": (None, None)},

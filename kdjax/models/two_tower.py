@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.layers import Dense, Dropout, Embed, segment_mask, unit_length
+from kdjax.composed import Composition, embed_axes, embed_width, make_embed
+from kdjax.layers import Dense, Dropout, segment_mask, unit_length
 from kdjax.models.linen import Sizes, from_linen, sizes_of
 from kdjax.rows import GatheredRows
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
@@ -54,6 +55,7 @@ class TwoTower(nn.Module):
     normalize: whether logits are cosines over `temperature`.
     temperature: positive; used with `normalize` only.
     dropout: rate on hidden layers.
+    composition: how the item table is made of smaller ones (`kdjax.composed`); None for its own.
     dtype: of the computation.
 
   Reference:
@@ -70,14 +72,16 @@ class TwoTower(nn.Module):
   normalize: bool = False
   temperature: float = 0.05
   dropout: float = 0.0
+  composition: Composition | tuple[Any, ...] | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, batch: Batch) -> Outputs:
     out_dim, dtype = self.out_dim or self.dim, self.dtype
     init = nn.initializers.normal(self.dim**-0.5)
-    embed = Embed(self.num_items, self.dim, dtype=dtype, embedding_init=init, name="item_embedding")
-    gathered = embed.table()
+    options = {"dtype": dtype, "embedding_init": init, "name": "item_embedding"}
+    embed = make_embed(self.composition, self.num_items, self.dim, **options)
+    gathered: Any = embed.table()
     some = isinstance(gathered, GatheredRows)  # The item tower then sees those items alone.
     values = gathered.values if some else embed(jax.lax.iota(jnp.int32, self.num_items))
     if "item_features" in batch:
@@ -129,7 +133,7 @@ def two_tower_axes(sizes: Sizes, *, item_features: bool = False) -> Params:
   module = TwoTower(**sizes)
   item_hidden = module.hidden if module.item_hidden is None else module.item_hidden
   axes = {
-    "item_embedding": {"embedding": (None, "dim")},
+    "item_embedding": embed_axes(module.composition, "dim"),
     "user": _tower_axes("user", len(module.hidden)),
     "item": _tower_axes("item", len(item_hidden)),
   }
@@ -154,7 +158,7 @@ def two_tower_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
     return tuple(tower[f"hidden_{j}"]["kernel"].shape[1] for j in range(len(tower) - 1))
 
   return sizes_of(TwoTower(**sizes)) | {
-    "dim": params["item_embedding"]["embedding"].shape[1],
+    "dim": embed_width(params["item_embedding"]),
     "hidden": hidden(params["user"]),
     "item_hidden": hidden(params["item"]),
     "out_dim": params["user"]["out"]["kernel"].shape[1],

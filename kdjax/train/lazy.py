@@ -187,9 +187,9 @@ def _adam_by_rows(
     def change(path, grad, own, fade, mu, nu, steps, fades, reaches):
       at, decay = ids[path], decay_of(path, own)
       behind = step - take_at(steps, at)
-      skipped = _over_rows(behind.astype(jnp.float32), grad)
-      first = b1**skipped * take_at(mu, at) + (1 - b1) * grad
-      second = b2**skipped * take_at(nu, at) + (1 - b2) * grad * grad
+      skipped = behind.astype(jnp.float32)
+      first = _per_row(b1**skipped, grad) * take_at(mu, at) + (1 - b1) * grad
+      second = _per_row(b2**skipped, grad) * take_at(nu, at) + (1 - b2) * grad * grad
       mean, square = first / _one_minus(b1, now), second / _one_minus(b2, now)
       moved = -rate * (mean / (jnp.sqrt(square) + eps) + decay * own)
       fade, far = fade + jnp.log1p(-rate * decay), reach(step, decay)
@@ -254,10 +254,10 @@ def _catch_up(state, own, fade, reach, mu, nu, steps, fades, reaches) -> Array:
   far = kept * reaches - ratio**skipped * reach
   # At least one step, or a row without any would divide 0 by 0.
   then = jnp.maximum(steps, 1).astype(jnp.float32)
-  eps = _over_rows(state.eps * jnp.sqrt(_one_minus(state.b2, then)), own)
+  eps = _per_row(state.eps * jnp.sqrt(_one_minus(state.b2, then)), own)
   direction = mu / (jnp.sqrt(nu) + eps)
-  new = _over_rows(kept, own) * own - _over_rows(far, own) * direction
-  return jnp.where(_over_rows(skipped, own) > 0, new, own).astype(own.dtype)
+  new = _per_row(kept, own) * own - _per_row(far, own) * direction
+  return jnp.where(_per_row(skipped, own) > 0, new, own).astype(own.dtype)
 
 
 def _is_state(x: Any) -> bool:
@@ -269,6 +269,6 @@ def _one_minus(decay: Any, steps: Array) -> Array:
   return -jnp.expm1(steps * jnp.log(jnp.float32(decay)))
 
 
-def _over_rows(values: Array, like: Array) -> Array:
+def _per_row(values: Array, like: Array) -> Array:
   """A number a row, shaped to multiply rows."""
   return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import models
+from kdjax.composed import Composition
 from kdjax.tree import map_with_path
 from kdjax.types import MASK, PAD, Model, Outputs, Params, Path
 
@@ -126,6 +127,20 @@ FAMILIES = {
     SEQUENCES,
     V * D + L * D + block(12) + norm + V * (5 + 3) + (5 + 3 + 2) * 6 + 2 * (6 * D + D),
   ),
+  "sasrec_hashed": _family(
+    "sasrec",
+    {
+      "num_items": V,
+      "max_length": L,
+      "dim": D,
+      "num_layers": 1,
+      "num_heads": 2,
+      "mlp_dim": 12,
+      "composition": ["hashed", 5, 3, False],
+    },
+    SEQUENCES,
+    5 * D + L * D + block(12) + norm,
+  ),
   "bert4rec": _family(
     "bert4rec",
     {"num_items": V, "max_length": L, "dim": D},
@@ -230,12 +245,48 @@ FAMILIES = {
     SEQUENCES,
     V * D + 3 * 6 * (D + 6 + 2) + 3 * 7 * (6 + 7 + 2) + 7 * D + D,
   ),
+  "gru4rec_product": _family(
+    "gru4rec",
+    {
+      "num_items": V,
+      "dim": D,
+      "hidden_dim": (6, 7),
+      "num_layers": 2,
+      "composition": Composition("quotient_remainder", 4, product=True),
+    },
+    SEQUENCES,
+    (3 + 4) * D + 3 * 6 * (D + 6 + 2) + 3 * 7 * (6 + 7 + 2) + 7 * D + D,
+  ),
+  "mf_quotient": _family(
+    "mf",
+    {
+      "num_users": 40,
+      "num_items": V,
+      "dim": D,
+      "composition": Composition("quotient_remainder", 4),
+    },
+    PAIRS,
+    (10 + 4) * D + (3 + 4) * D + V,
+  ),
   "mf": _family("mf", {"num_users": U, "num_items": V, "dim": D}, PAIRS, U * D + V * D + V),
   "ncf": _family(
     "ncf",
     {"num_users": U, "num_items": V, "dim": D, "mlp_dim": 6, "hidden": (7, 5)},
     PAIRS,
     (U + V) * D + D + 1 + (U + V) * 6 + 2 * 6 * 7 + 7 + 7 * 5 + 5 + 5,
+  ),
+  "ncf_hashed": _family(
+    "ncf",
+    {
+      "num_users": 40,
+      "num_items": V,
+      "dim": D,
+      "mlp_dim": 6,
+      "hidden": (7,),
+      "composition": Composition("hashed", 4),
+    },
+    CANDIDATES,
+    8 * D + D + 1 + 8 * 6 + 2 * 6 * 7 + 7 + 7,
   ),
   "ncf_candidates": _family(
     "ncf",
@@ -248,6 +299,17 @@ FAMILIES = {
     {"num_items": V, "dim": D, "hidden": (7,), "item_hidden": (5,), "out_dim": 6},
     SEQUENCES,
     V * D + (D * 7 + 7 + 7 * 6 + 6) + (D * 5 + 5 + 5 * 6 + 6),
+  ),
+  "two_tower_quotient": _family(
+    "two_tower",
+    {
+      "num_items": V,
+      "dim": D,
+      "hidden": (7,),
+      "composition": Composition("quotient_remainder"),
+    },
+    SEQUENCES,
+    (3 + 4) * D + 2 * (D * 7 + 7 + 7 * D + D),
   ),
   "two_tower_features": _family(
     "two_tower",
