@@ -55,7 +55,7 @@ flags.DEFINE_integer("dim", 64, "Width of both.")
 flags.DEFINE_integer("pairs", 1024, "Pairs of a batch.")
 flags.DEFINE_list("negatives", ["4", "64"], "Negatives of a pair, a measurement each.")
 flags.DEFINE_integer("rounds", 5, "Timed calls of each side.")
-flags.DEFINE_integer("steps", 2, "Steps of a call.")
+flags.DEFINE_integer("steps", 8, "Steps of a call.")
 flags.DEFINE_string("out", "benchmarks/results/lazy_rows.json", "Where the figures go.")
 
 SEED, RATE, TARGET = 0, 1e-3, 10.0

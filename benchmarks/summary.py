@@ -59,6 +59,16 @@ ROWS = (
     ("cases", "kl_large_catalogue", "memory_ratio"),
   ),
   (
+    "steps a second, table of 2 million rows, 1,024 pairs of 4 negatives, lazy against dense Adam",
+    "lazy_rows",
+    ("speed", "cases", "4 negatives", "times_faster"),
+  ),
+  (
+    "the same with 64 negatives",
+    "lazy_rows",
+    ("speed", "cases", "64 negatives", "times_faster"),
+  ),
+  (
     "20 million rows of CSV, seconds, pandas over ours",
     "load_log",
     ("formats", "csv", "pandas_seconds_over_kdjax"),
