@@ -230,12 +230,16 @@ def catch_up(opt_state: optax.OptState, params: Params, ids: Ids | None = None) 
 
   Returns:
     Params, those that `lazy_adamw` updates by rows moved.
+
+  Raises:
+    ValueError: if the optimizer has no `lazy_adamw` in it.
   """
   moved: dict[Path, Array] = {}
   own = dict(leaves_with_path(params))
-  for state in jax.tree.leaves(opt_state, is_leaf=_is_state):
-    if not _is_state(state):
-      continue
+  states = [x for x in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(x)]
+  if not states:
+    raise ValueError("the optimizer updates no tables by rows: make it with lazy_adamw")
+  for state in states:
     fields = [dict(leaves_with_path(tree)) for tree in state[4:]]
     for path in fields[0]:
       if ids is None:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from jax.sharding import NamedSharding, PartitionSpec
 
 from kdjax import reduce
 from kdjax.models import make_mf, make_two_tower
@@ -159,6 +160,30 @@ def test_a_compiled_step_touches_no_table_whole():
   assert not toy.touched_whole(compiled.as_text(), size)
 
 
+def test_tables_that_are_split_stay_where_they_are():
+  """Over a mesh no device gets another's rows, but for those that a batch reads."""
+  size = 50_000
+  model = make_mf(num_users=size, num_items=size, dim=8)
+  goal = make_objective(model.apply, [Term("label", loss)])
+  tx = lazy_adamw(0.1, tables=under("student", select=is_table))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), arrays())
+  state = jax.eval_shape(lambda p: init_state({"student": p, "helpers": {}}, tx), shapes)
+  mesh = make_mesh(data=2, model=4)
+  places = shardings(state, mesh, select=lambda path, leaf: path[-1] == "embedding")
+  split = NamedSharding(mesh, PartitionSpec("data"))
+  step = jax.jit(
+    make_train_step(goal, tx, read_rows=read_rows),
+    donate_argnums=0,
+    in_shardings=(places, None, split, None),
+    out_shardings=(places, None),
+  )
+  batch = {name: x[:16] for name, x in arrays().items()}
+  compiled = step.lower(state, None, batch, jax.random.key(0)).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 4 * size / 4
+  for rows in (size, size // 4):
+    assert not toy.touched_whole(compiled.as_text(), rows)
+
+
 def test_two_towers_see_the_items_of_the_batch_alone():
   model = make_two_tower(num_items=ITEMS, dim=4, hidden=(5,), normalize=True)
   items = jnp.array([[3, 9, 4, -1], [9, 9, 1, 0]])
@@ -200,3 +225,5 @@ def test_replicas_and_wrong_paths_are_refused():
   step = make_step(read_rows=lambda batch: {("table",): batch["user"]})
   with pytest.raises(ValueError, match="no table at student/table"):
     step(state, None, arrays(), jax.random.key(0))
+  with pytest.raises(ValueError, match="make it with lazy_adamw"):
+    make_step(read_rows=read_rows)(state, None, arrays(), jax.random.key(0))
