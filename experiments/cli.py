@@ -1,6 +1,8 @@
 """What every binary does around its `run`: flags in, errors out."""
 
+import contextlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,8 @@ import jax
 from absl import app, flags, logging
 
 import kdjax.flags
+from experiments import processes
+from experiments.config import ProcessConfig
 from kdjax.data.errors import DataError
 from kdjax.store import StoreError
 from kdjax.train.checkpoint import CheckpointError
@@ -25,15 +29,24 @@ _USER_ERRORS = (
 )
 
 
-def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: str | None) -> None:
+def main(
+  config_type: type,
+  run: Callable[[Any, str], dict[str, Any]],
+  workdir: str | None,
+  *,
+  several: bool = False,
+) -> None:
   """Parses the flags of `config_type` and calls `run(config, workdir)`.
 
   Args:
     config_type: the frozen dataclass of options; its docstring opens `--help`.
     run: the experiment.
     workdir: default of `--workdir`; None makes the flag required.
+    several: whether several processes may run it together.
   """
-  kdjax.flags.define(config_type)
+  groups = (ProcessConfig, config_type) if several else (config_type,)
+  for group in groups:
+    kdjax.flags.define(group)
   flags.DEFINE_string("workdir", workdir, "Folder of this run; a run stopped there goes on.")
   flags.DEFINE_string(
     "compile_cache",
@@ -45,7 +58,8 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
   if workdir is None:
     flags.mark_flag_as_required("workdir")
   # --help lists the flags of the main module only; these are its own, wherever they were defined.
-  for name in ("workdir", "compile_cache", "traceback", *kdjax.flags.flat(config_type())):
+  options = [name for group in groups for name in kdjax.flags.flat(group())]
+  for name in ("workdir", "compile_cache", "traceback", *options):
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   sys.modules["__main__"].__doc__ = sys.modules["__main__"].__doc__ or config_type.__doc__
 
@@ -56,12 +70,20 @@ def main(config_type: type, run: Callable[[Any, str], dict[str, Any]], workdir: 
     if flags.FLAGS.compile_cache:
       jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compile_cache)
       jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    folder = flags.FLAGS.workdir
+    alone = contextlib.nullcontext()
     try:
-      run(kdjax.flags.parsed(config_type), flags.FLAGS.workdir)
-    except _USER_ERRORS as error:
-      if flags.FLAGS.traceback:
+      with processes.joined(kdjax.flags.parsed(ProcessConfig), folder) if several else alone:
+        run(kdjax.flags.parsed(config_type), folder)
+    except Exception as error:
+      if isinstance(error, _USER_ERRORS) and not flags.FLAGS.traceback:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+      elif processes.several():
+        traceback.print_exception(error)
+      else:
         raise
-      print(f"error: {error}", file=sys.stderr)
+      if processes.several():
+        processes.leave()
       sys.exit(1)
 
   app.run(start)

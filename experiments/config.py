@@ -204,6 +204,23 @@ Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessConfig:
+  """How the processes of one run find each other; no part of what is run."""
+
+  coordinator_address: str = option(
+    "",
+    "Several processes: host and port of the first one, such as 10.0.0.1:1234, the same for all.",
+  )
+  num_processes: int | None = option(None, "How many processes run this together.", lower=1)
+  process_id: int | None = option(None, "Which of them this is, from 0.", lower=0)
+  distributed: Literal["off", "auto"] = option(
+    "off",
+    "auto lets JAX find what the three flags do not say in the environment of the cluster (Slurm, "
+    "Open MPI, Kubernetes, Cloud TPU).",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class FitConfig:
   """How a model is trained."""
 
@@ -277,9 +294,21 @@ class FitConfig:
   )
   stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")
   parallel: Literal["jit", "pmap"] = option("jit", "How several devices run the step.")
-  data_devices: int | None = option(None, "Devices that share each batch; all when not given.")
+  data_devices: int | None = option(
+    None,
+    "Devices that share each batch and hold the same parameters; all that the next two flags leave "
+    "when not given.",
+  )
+  fsdp_devices: int = option(
+    1,
+    "Devices that share each batch and the parameters with the optimizer's state (fully sharded; jit "
+    "only).",
+    lower=1,
+  )
   model_devices: int = option(
-    1, "Devices over which embedding tables are split (jit only).", lower=1
+    1,
+    "Devices over which embedding tables, attention heads and hidden layers are split (jit only).",
+    lower=1,
   )
   tensorboard: bool = option(True, "Write TensorBoard files.")
   wandb: Literal["disabled", "offline", "online"] = option("disabled", "Weights & Biases mode.")
@@ -329,6 +358,11 @@ class DistillConfig:
     "With --cache_top_k or --teacher_cache (without draws): what a sequence model gives to the items "
     "beyond the teacher's best is estimated from the sampled negatives of its labels (--label_loss, "
     "--num_negatives), so that the time of a step does not grow with the catalogue.",
+  )
+  teacher_mesh: tuple[int, ...] = option(
+    (),
+    "Over how many devices a live teacher is split, as <fsdp>,<model>, such as 4,2: fully sharded, "
+    "and by tables, heads and hidden layers. As the student when not given.",
   )
   on_policy: float = option(
     0.0,

@@ -234,4 +234,4 @@ def hint_term(distill: DistillConfig) -> Term:
 
 
 if __name__ == "__main__":
-  cli.main(Config, run, None)
+  cli.main(Config, run, None, several=True)

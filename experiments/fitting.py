@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments import adapters, lazy_rows
 from experiments.config import DistillConfig, FitConfig
@@ -28,6 +30,8 @@ from kdjax.train import (
   loop,
   objective,
   parallel,
+  placement,
+  processes,
   state,
   step,
   writers,
@@ -140,11 +144,14 @@ def fit_model(
   )
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
-  mesh = None if fit.parallel == "pmap" else _mesh(fit)
-  student_apply = student.apply if mesh is None else parallel.on_mesh(student.apply, mesh)
+  mesh = _mesh(fit)
+  teacher_mesh = _teacher_mesh(distill, mesh)
+  student_apply = student.apply if mesh is None else placement.on_mesh(student.apply, mesh)
   student_apply = _through_integers(student_apply, fit.train_bits)
   student_apply = adapters.through_adapters(fit, student_apply)
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
+  if teacher_mesh is not None and teacher_apply is not None:
+    teacher_apply = placement.on_mesh(teacher_apply, teacher_mesh)
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
   if distill.balance != "fixed" and len(terms) < 2:
@@ -157,6 +164,7 @@ def fit_model(
     _rows_per_step(task, fit),
     seed=fit.seed,
     resident=not fit.stream,
+    mesh=mesh,
   )
   num_steps = count_steps(task, fit)
   augment = _with_draws(task.augment(fit), num_steps)
@@ -199,16 +207,17 @@ def fit_model(
   memory = goal.init_memory(init_key, whole.start, teacher_params, example)
   if adapts is not None:
     memory[step.BALANCE] = balance.init_balance([term.name for term in terms])
-  train_state = state.init_state(params, tx, memory)
-
+  train_state = state.init_state(params, tx, memory, mesh=mesh)
+  if teacher_mesh is None:
+    teacher_params = jax.tree.map(jnp.asarray, teacher_params)
+  else:
+    places = placement.shardings(teacher_params, teacher_mesh)
+    teacher_params = placement.put(teacher_params, places)
   runner: parallel.Runner
   if fit.parallel == "pmap":
     runner = parallel.pmap_runner(make_step, devices=jax.devices()[: fit.data_devices])
   else:
     runner = parallel.jit_runner(make_step(), mesh=mesh)
-    if mesh is not None:
-      place = lambda t: jax.device_put(t, parallel.shardings(t, mesh, select=_is_table))  # noqa: E731
-      train_state, teacher_params = place(train_state), place(teacher_params)
 
   merge = jax.jit(functools.partial(adapters.merged, fit)) if fit.lora_rank else lambda p: p
   # What no batch has read of late is behind: judged and exported is where Adam would have it.
@@ -229,21 +238,15 @@ def fit_model(
     if by_loss is not None:
       return by_loss(train_state.params, teacher_params)
     params = own_params(train_state)
+    if jax.process_count() > 1:  # Each judges for itself, on a device of its own.
+      params = jax.tree.map(jnp.asarray, placement.gather(params))
     if fit.train_bits:
       params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
     return means(task.judge(judged.apply, params, "valid"))
 
   latest = _latest_step(workdir)
-  outputs = [writers.jsonl_writer(workdir / "metrics.jsonl", resume_step=latest)]
-  if fit.tensorboard:
-    outputs.append(writers.tensorboard_writer(workdir / "tensorboard"))
-  if fit.wandb != "disabled":
-    outputs.append(
-      writers.wandb_writer(
-        workdir, project="kdjax", name=workdir.name, config=dataclasses.asdict(fit), mode=fit.wandb
-      )
-    )
-  with writers.join(outputs) as write:
+  processes.wait("latest_step")  # All have looked before one makes a folder there.
+  with writers.join(_writers(fit, workdir, latest) if processes.is_first() else []) as write:
     train_state, progress = loop.fit(
       runner,
       train_state,
@@ -262,8 +265,22 @@ def fit_model(
       progress=fit.progress,
       name=name,
     )
-  best = jax.device_get(own_params(train_state))
+  best = placement.gather(own_params(train_state))
   return Fitted(best, progress, metric, whole.counts)
+
+
+def _writers(fit: FitConfig, workdir: pathlib.Path, latest: int) -> list[Any]:
+  """Where the run's numbers go, by the flags."""
+  outputs = [writers.jsonl_writer(workdir / "metrics.jsonl", resume_step=latest)]
+  if fit.tensorboard:
+    outputs.append(writers.tensorboard_writer(workdir / "tensorboard"))
+  if fit.wandb != "disabled":
+    outputs.append(
+      writers.wandb_writer(
+        workdir, project="kdjax", name=workdir.name, config=dataclasses.asdict(fit), mode=fit.wandb
+      )
+    )
+  return outputs
 
 
 def _steps_per_call(family: str, sizes: Sizes) -> int:
@@ -331,21 +348,51 @@ def count_steps(task: Task, fit: FitConfig) -> int:
 
 def _data_devices(fit: FitConfig) -> int:
   """How many devices share a batch."""
-  if fit.data_devices is not None:
-    return fit.data_devices
-  return max(1, len(jax.devices()) // (1 if fit.parallel == "pmap" else fit.model_devices))
+  if fit.parallel == "pmap":
+    return fit.data_devices or len(jax.devices())
+  whole = fit.fsdp_devices * fit.model_devices
+  return fit.fsdp_devices * (fit.data_devices or max(1, len(jax.devices()) // whole))
 
 
-def _mesh(fit: FitConfig):
-  """The mesh that the flags ask for, None on a single device."""
-  data = _data_devices(fit)
-  if data * fit.model_devices == 1:
+def _mesh(fit: FitConfig) -> Mesh | None:
+  """The mesh that the flags ask for; None on a single device, and under pmap.
+
+  Raises:
+    ValueError: if there are not as many devices, or pmap is asked for what it cannot do.
+  """
+  if fit.parallel == "pmap":
+    if jax.process_count() > 1 or fit.fsdp_devices * fit.model_devices > 1:
+      raise ValueError("--parallel=pmap runs in one process and splits no parameters; leave it out")
     return None
-  return parallel.make_mesh(data=data, model=fit.model_devices)
+  shared = _data_devices(fit)
+  if jax.process_count() == 1 and shared * fit.model_devices == 1:
+    return None
+  try:
+    return placement.make_mesh(
+      data=shared // fit.fsdp_devices, fsdp=fit.fsdp_devices, model=fit.model_devices
+    )
+  except ValueError as error:
+    raise ValueError(f"--data_devices, --fsdp_devices, --model_devices: {error}") from error
 
 
-def _is_table(path: tree.Path, leaf: Any) -> bool:
-  return path[-1] == "embedding" and jnp.ndim(leaf) == 2
+def _teacher_mesh(distill: DistillConfig, mesh: Mesh | None) -> Mesh | None:
+  """The same devices as the teacher is split over them, by --teacher_mesh.
+
+  Raises:
+    ValueError: if those are not as many.
+  """
+  if not distill.teacher_mesh:
+    return mesh
+  devices = [] if mesh is None else list(mesh.devices.flat)
+  whole = math.prod(distill.teacher_mesh)
+  if len(distill.teacher_mesh) != 2 or whole < 1 or len(devices) % whole:
+    given = ",".join(map(str, distill.teacher_mesh))
+    raise ValueError(
+      f"--teacher_mesh={given} must be <fsdp>,<model>, whose product divides the devices of the "
+      f"run ({max(1, len(devices))}, by --data_devices, --fsdp_devices and --model_devices)"
+    )
+  fsdp, model = distill.teacher_mesh
+  return placement.make_mesh(fsdp=fsdp, model=model, devices=devices)
 
 
 def _latest_step(workdir: pathlib.Path) -> int:

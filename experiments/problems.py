@@ -31,6 +31,7 @@ from experiments.tasks import (
 )
 from kdjax.data import ids, interactions, sources, summary, synthetic
 from kdjax.data.text import TextDataset
+from kdjax.train import processes
 
 
 @functools.lru_cache(maxsize=2)
@@ -105,6 +106,8 @@ def _load_texts(config: DataConfig, family: str) -> TextDataset:
 
 def describe_data(config: DataConfig, family: str, workdir: pathlib.Path) -> None:
   """Saves what ids, tokens or characters stand for with the run; prints a summary once."""
+  if not processes.is_first():
+    return
   if (words := tokenizer_of(config, family)) is not None:
     texts.save_tokenizer(config, workdir, words)
   if family in SEARCH_FAMILIES:

@@ -216,4 +216,4 @@ def flag_of(axis: str) -> str:
 
 
 if __name__ == "__main__":
-  cli.main(Config, run, None)
+  cli.main(Config, run, None, several=True)

@@ -16,6 +16,7 @@ from experiments.tasks import Judgement
 from kdjax import flags, quant, tree
 from kdjax.metrics import statistics
 from kdjax.models.linen import Sizes
+from kdjax.train import processes
 from kdjax.types import Params
 
 RESULT_FILE, CASES_FILE = "result.json", "per_case.npz"
@@ -42,18 +43,21 @@ def open_workdir(workdir: str | pathlib.Path, config: Any) -> pathlib.Path:
         f"{folder} holds a run with other flags ({listed}); use those to resume it, another "
         "--workdir, or delete the folder"
       )
-  flags.save(config, path)
+  processes.wait("open_workdir")  # All have read what was there.
+  if processes.is_first():
+    flags.save(config, path)
   return folder
 
 
 def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
   """Whether a run taken up again may have another value of a flag.
 
-  What is shown and logged may always change, and so may the limits of a search. How long to train
-  may, until the run is finished, and only where nothing is scheduled over the length of training:
-  neither learning rate nor sparsity, nor the weights or the expert selection of --distill_losses.
+  What is shown and logged may always change, the devices too, and so may the limits of a search.
+  How long to train may, until the run is finished, and only where nothing is scheduled over the
+  length of training: neither learning rate nor sparsity, nor the weights or the expert selection of
+  --distill_losses.
   """
-  if flag.endswith(("progress", "tensorboard", "wandb")):
+  if flag.endswith(("progress", "tensorboard", "wandb", "devices", "teacher_mesh")):
     return True
   if flag.startswith(("max_mb", "max_p99", "max_quality", "search_", "budget_")):
     return True  # Of a search: its trials stay, each in a workdir of its own.
@@ -82,7 +86,9 @@ def finish(
     The result: `quality` (every metric with a bootstrap 95 % interval where it is a mean of cases),
     `size` (parameters, those that are not 0, bytes on disk) and where it came from.
   """
-  stored.save_model(workdir, family, sizes, params, data)
+  if processes.is_first():
+    stored.save_model(workdir, family, sizes, params, data)
+  processes.wait("save_model")
   saved = stored.load_model(workdir, flag="--workdir")
   task = problems.make_task(saved.data, saved.family)
   model = families.make_model(saved.family, saved.sizes)
@@ -110,6 +116,7 @@ def finish(
       "python": platform.python_version(),
       "backend": jax.default_backend(),
       "devices": len(jax.devices()),
+      "processes": jax.process_count(),
       "cpus": os.cpu_count(),
     },
   }
@@ -129,7 +136,8 @@ def keep_cases(workdir: pathlib.Path, judgement: Judgement) -> dict[str, Any]:
       "high": float(interval.high),
     }
   cases: dict[str, Any] = dict(judgement.per_case)
-  np.savez_compressed(workdir / CASES_FILE, **cases)
+  if processes.is_first():
+    np.savez_compressed(workdir / CASES_FILE, **cases)
   return quality | {name: {"value": value} for name, value in judgement.scalars.items()}
 
 
@@ -158,6 +166,8 @@ def _float_view(params: Params) -> Params:
 
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> None:
   """Writes `result.json` whole or not at all: it marks the run as finished."""
+  if not processes.is_first():
+    return
   with files.whole(workdir / RESULT_FILE) as part:
     part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -29,11 +29,12 @@ def join_teachers(
   applies, params = [], []
   for number, teacher in enumerate(teachers):
     apply = make_model(teacher.family, teacher.sizes, fit.dtype).apply
-    own = jax.tree.map(jnp.asarray, teacher.params)
+    own = teacher.params  # On the host: a teacher that runs live may fit on no single device.
     suffix = f"_{number + 1}" if number else ""
     if task.run_teacher is not None:
       name = f"teacher_{number + 1}"
-      said = task.run_teacher(teacher.family, apply, own, embeddings=distill.cache_queries)
+      here = jax.tree.map(jnp.asarray, own)
+      said = task.run_teacher(teacher.family, apply, here, embeddings=distill.cache_queries)
       arrays |= {f"{name}_{part}": values for part, values in said.items()}
       features = sorted(set(said) - {"scores"})
       apply, own = teacher_queries.with_outputs(name=name, features=features), {}
@@ -43,7 +44,8 @@ def join_teachers(
       apply = teacher_queries.with_queries(apply, name=name)
     elif distill.cache_top_k:
       name = teacher_cache.NAME + suffix
-      coding, arrays[name] = _cache_top_k(task, fit, distill, apply, own)
+      here = jax.tree.map(jnp.asarray, own)
+      coding, arrays[name] = _cache_top_k(task, fit, distill, apply, here)
       apply, own = teacher_cache.with_cache(coding, name=name), {}
     elif (rows := _own_tokens(task, teacher)) is not None:
       if len(teachers) > 1:

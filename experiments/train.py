@@ -53,4 +53,4 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  cli.main(Config, run, None)
+  cli.main(Config, run, None, several=True)

@@ -194,8 +194,15 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
 class _Steps:
   """Random access to batches by step, for grain: the very batches of `epoch_order`."""
 
-  def __init__(self, arrays: Arrays, batch_size: int, seed: int, num_epochs: int):
-    self._arrays, self._batch_size, self._seed = arrays, batch_size, seed
+  def __init__(
+    self,
+    arrays: Arrays,
+    batch_size: int,
+    seed: int,
+    num_epochs: int,
+    own: np.ndarray | slice,
+  ):
+    self._arrays, self._batch_size, self._seed, self._own = arrays, batch_size, seed, own
     self._num_rows = len(next(iter(arrays.values())))
     self._per_epoch = steps_per_epoch(self._num_rows, batch_size)
     self._length = self._per_epoch * num_epochs
@@ -213,12 +220,18 @@ class _Steps:
     if cached is None or cached[0] != epoch:
       order = epoch_order(self._num_rows, self._batch_size, seed=self._seed, epoch=epoch)
       self._cached = cached = (epoch, order)
-    rows = cached[1][nth]
+    rows = cached[1][nth][self._own]
     return {name: np.asarray(values[rows]) for name, values in self._arrays.items()}
 
 
 def stream(
-  arrays: Arrays, batch_size: int, *, seed: int, num_epochs: int, start: int = 0
+  arrays: Arrays,
+  batch_size: int,
+  *,
+  seed: int,
+  num_epochs: int,
+  start: int = 0,
+  own: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Batches read ahead by threads, from arrays that may be memory-mapped and beyond any memory.
 
@@ -231,8 +244,10 @@ def stream(
     seed: of the shuffles.
     num_epochs: after which the iterator ends.
     start: the first step to give.
+    own: int `[n]`, which rows of every batch are read; all when not given.
   """
-  steps = grain.MapDataset.source(_Steps(arrays, batch_size, seed, num_epochs))
+  wanted = slice(None) if own is None else own
+  steps = grain.MapDataset.source(_Steps(arrays, batch_size, seed, num_epochs, wanted))
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
   iterator: Any = iter(steps.to_iter_dataset(options))
   if start:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kdjax.mesh_table import ROWS, MeshTable
+from kdjax.mesh_table import ROWS
 from kdjax.types import FactoredLogits
 
 
@@ -56,14 +56,10 @@ def on_every_device(
     return found if by_token or not divides else jax.lax.psum(found, batch)
 
   is_logits = lambda x: isinstance(x, FactoredLogits)  # noqa: E731
-  args = jax.tree.map(_plain, (student, given), is_leaf=lambda x: isinstance(x, MeshTable))
+  args = (student._replace(table=student.table.values), given)
   return jax.shard_map(
     run,
     mesh=mesh,
     in_specs=jax.tree.map(place, args, is_leaf=is_logits),
     out_specs=tokens if by_token else PartitionSpec(),
   )(*args)
-
-
-def _plain(x: Any) -> Any:
-  return x.values if isinstance(x, MeshTable) else x

@@ -1,5 +1,6 @@
 """From `FactoredLogits` and a grammar of losses to sweeps over flat tokens, and back."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,8 @@ def sweep_loss(
   if where is not None and jnp.shape(where) != leading:
     raise ValueError(f"where has shape {jnp.shape(where)} but the unreduced loss has {leading}")
   flat = scaled(student, where, temperature)
+  if isinstance(student.table, MeshTable):
+    flat = flat._replace(table=dataclasses.replace(student.table, values=flat.table))
 
   def run(take, flat, given):
     """`take(sweep, student, given)`, on every device of a mesh where the table lies on one."""
@@ -105,13 +108,11 @@ def scaled(
 ) -> FactoredLogits:
   """The logits over the temperature as `[T, V]` in arrays, the queries 0 where masked."""
   query, table, bias = jnp.asarray(logits.query), logits.table, logits.bias
-  if not isinstance(table, MeshTable):
-    table = jnp.asarray(table)  # A `Table` says what it is as an array, or that it has none.
   # A `where` of a wrong shape is refused with its own message.
   if where is not None and jnp.shape(where) == query.shape[:-1]:
     query = jnp.where(jnp.asarray(where)[..., None], query, jnp.zeros([], query.dtype))
   query = query.reshape(-1, query.shape[-1]) / jnp.asarray(temperature, query.dtype)
-  return FactoredLogits(query, table, _bias(bias, temperature))
+  return FactoredLogits(query, jnp.asarray(table), _bias(bias, temperature))
 
 
 def scaled_teacher(
@@ -133,9 +134,10 @@ def scaled_teacher(
       f"student and teacher differ in shape of logits: {student_shape} and {teacher_shape}"
     )
   teacher = constant(teacher)
+  table = teacher.table.values if isinstance(teacher.table, MeshTable) else teacher.table
   # A table of integers stays one: its rows are dequantized a block at a time.
   query = scaled(teacher._replace(table=jnp.zeros([1, 1]), bias=None), where, temperature).query
-  return FactoredLogits(query, teacher.table, _bias(teacher.bias, temperature))
+  return FactoredLogits(query, table, _bias(teacher.bias, temperature))
 
 
 def _bias(bias: Array | None, temperature: float | Array) -> Array | None:

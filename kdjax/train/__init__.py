@@ -7,7 +7,8 @@ from kdjax.train.lazy import LazyAdamState, catch_up, lazy_adamw
 from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
 from kdjax.train.on_policy import make_sampler
-from kdjax.train.parallel import jit_runner, make_mesh, on_mesh, pmap_runner, shardings
+from kdjax.train.parallel import jit_runner, pmap_runner
+from kdjax.train.placement import MODEL_RULES, gather, make_mesh, on_mesh, put, shardings
 from kdjax.train.state import TrainState, init_state
 from kdjax.train.step import make_train_step
 from kdjax.train.writers import (
@@ -19,6 +20,7 @@ from kdjax.train.writers import (
 )
 
 __all__ = [
+  "MODEL_RULES",
   "Balance",
   "CheckpointError",
   "Checkpoints",
@@ -34,6 +36,7 @@ __all__ = [
   "catch_up",
   "fit",
   "freeze",
+  "gather",
   "init_balance",
   "init_state",
   "jit_runner",
@@ -47,6 +50,7 @@ __all__ = [
   "on_mesh",
   "open_checkpoints",
   "pmap_runner",
+  "put",
   "read_jsonl",
   "shardings",
   "student_params",

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from kdjax.data import batches
 from kdjax.reduce import Mean
-from kdjax.train.checkpoint import Checkpoints, open_checkpoints
+from kdjax.train import placement, processes
+from kdjax.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
 from kdjax.train.parallel import Runner
 from kdjax.train.state import TrainState
 from kdjax.train.writers import Write
@@ -41,6 +42,7 @@ class Progress(NamedTuple):
     seconds: of training so far, validation and saving included, over all resumes.
     first_call_seconds: until the first call of compiled steps was done, compiling included; of the
       process that began the run.
+    batch_size: rows of every step; 0 in checkpoints that do not say.
   """
 
   step: int = 0
@@ -49,6 +51,7 @@ class Progress(NamedTuple):
   stale: int = 0
   seconds: float = 0.0
   first_call_seconds: float | None = None
+  batch_size: int = 0
 
 
 class Feed(NamedTuple):
@@ -59,12 +62,14 @@ class Feed(NamedTuple):
     batch_size: rows of a step.
     seed: of the epochs' shuffles.
     resident: True puts all rows on the device once; False streams each chunk's rows to it.
+    mesh: of the runner, over whose devices the rows are split; None for the one device.
   """
 
   arrays: Mapping[str, np.ndarray]
   batch_size: int
   seed: int = 0
   resident: bool = True
+  mesh: Mesh | None = None
 
   @property
   def num_rows(self) -> int:
@@ -101,6 +106,9 @@ def fit(
   A run whose workdir holds checkpoints goes on from the newest one and ends with the very bits of a
   run that was never stopped: data order and randomness are functions of seed and step.
 
+  Several processes call it together, each with the same arguments: what decides is what the first
+  one sees, the first one draws the bar, and SIGTERM on any of them stops all at the same step.
+
   Args:
     runner: `jit_runner` or `pmap_runner`.
     state: the state at step 0; donated. It tells shapes and placement when resuming.
@@ -126,7 +134,8 @@ def fit(
   Raises:
     NonFiniteError: when a loss is NaN or infinite.
     Interrupted: after SIGTERM, once the state is saved.
-    CheckpointError: if the workdir's newest checkpoint cannot be read.
+    CheckpointError: if the workdir's newest checkpoint cannot be read, or its steps had another
+      number of rows.
   """
   every = validate_every or feed.steps_per_epoch
   with open_checkpoints(workdir / "checkpoints") as checkpoints, _sigterm() as stop:
@@ -134,13 +143,15 @@ def fit(
     if checkpoints.step("latest") is not None:
       state, saved = checkpoints.restore("latest", state)
       position = Progress(**saved)
+      _check_batch(position, feed.batch_size)
+    position = position._replace(batch_size=feed.batch_size)
     # The bar is made after restoring, so that its rate is this process's own.
     bar = tqdm(
       total=num_steps,
       initial=position.step,
       desc=name,
       unit="step",
-      disable=not progress,
+      disable=not (progress and processes.is_first()),
       dynamic_ncols=True,
       mininterval=0.5,
     )
@@ -162,7 +173,7 @@ def fit(
         if at_validation:
           numbers = {f"train/{n}": float(m.compute()) for n, m in sums.items()}
           sums = {}
-          values = {} if validate is None else dict(validate(state))
+          values = {} if validate is None else processes.of_first(validate(state))
           position = _judge(position, values, metric if validate else None, min_best_step)
           position = position._replace(seconds=time.monotonic() - started)
           numbers |= {f"valid/{n}": float(v) for n, v in values.items()}
@@ -173,7 +184,7 @@ def fit(
           checkpoints.save("latest", position.step, state, position._asdict())
           if metric in values:
             bar.set_postfix({metric: f"{values[metric]:.4f}", "best": f"{position.best_value:.4f}"})
-        if stop:
+        if processes.any_of(bool(stop)):
           if not at_validation:
             # Saved between validations: the sums so far are lost to the log, not to the training.
             checkpoints.save("latest", position.step, state, position._asdict())
@@ -184,20 +195,25 @@ def fit(
 
 def _chunks(
   feed: Feed, start: int, num_steps: int, every: int, steps_per_call: int
-) -> Iterator[tuple[Any, Array, int]]:
+) -> Iterator[tuple[Any, np.ndarray, int]]:
   """Arrays, which rows of them each step takes, and how many steps, from step `start` on.
 
   A chunk ends with its epoch and at every validation, so that a resumed run makes the same chunks.
   """
   per_epoch, batch_size = feed.steps_per_epoch, min(feed.batch_size, feed.num_rows)
   if feed.resident:
-    resident = jax.tree.map(jnp.asarray, dict(feed.arrays))
+    resident = placement.put_rows(feed.arrays, feed.mesh)
   else:
     epochs = -(-num_steps // per_epoch)
     stream = batches.stream(
-      feed.arrays, feed.batch_size, seed=feed.seed, num_epochs=epochs, start=start
+      feed.arrays,
+      feed.batch_size,
+      seed=feed.seed,
+      num_epochs=epochs,
+      start=start,
+      own=placement.own_rows(batch_size, feed.mesh),
     )
-    own = np.arange(steps_per_call * batch_size, dtype=np.int32).reshape(steps_per_call, -1)
+    streamed = np.arange(steps_per_call * batch_size, dtype=np.int32).reshape(batch_size, -1).T
   step, order_epoch, order = start, -1, np.empty((0, batch_size), np.int32)
   while step < num_steps:
     epoch, nth = divmod(step, per_epoch)
@@ -208,12 +224,13 @@ def _chunks(
         order_epoch = epoch
       index = np.zeros((steps_per_call, batch_size), np.int32)
       index[:count] = order[nth : nth + count]
-      yield resident, jnp.asarray(index), count
+      yield resident, index, count
     else:
       rows = [next(stream) for _ in range(count)]
       rows += [rows[0]] * (steps_per_call - count)  # One shape for every chunk: never run.
-      arrays = {name: jnp.asarray(np.concatenate([r[name] for r in rows])) for name in rows[0]}
-      yield arrays, jnp.asarray(own), count
+      own = {name: np.stack([r[name] for r in rows], axis=1) for name in rows[0]}
+      arrays = {n: placement.put_own_rows(v, batch_size, feed.mesh) for n, v in own.items()}
+      yield arrays, streamed, count
     step += count
 
 
@@ -226,6 +243,15 @@ def _add(sums: dict[str, Mean], metrics: Mapping[str, Any], count: int) -> dict[
       new = Mean(np.sum(value[:count]), np.float32(count))
     added[name] = sums[name] + new if name in sums else new
   return added
+
+
+def _check_batch(saved: Progress, batch_size: int) -> None:
+  if saved.batch_size not in (0, batch_size):
+    raise CheckpointError(
+      f"the steps so far had {saved.batch_size} rows, now they have {batch_size}: a batch is a "
+      "multiple of --accumulate times the devices that share it (--data_devices x --fsdp_devices); "
+      f"use as many as divide {saved.batch_size}, or a new --workdir"
+    )
 
 
 def _check_finite(

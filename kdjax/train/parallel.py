@@ -5,82 +5,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.mesh_table import MeshTable
+from kdjax.train.placement import split_batch
 from kdjax.train.step import TrainStep
-from kdjax.tree import map_with_path
-from kdjax.types import Apply, Array, FactoredLogits, Params, Path, Select
+from kdjax.types import Array, Params
 
 # (state, teacher_params, arrays, index [K, B], count, key) -> (state, metrics stacked over K).
 Runner = Callable[[Any, Params, Any, Any, Any, Array], tuple[Any, dict[str, Any]]]
 
 
-def make_mesh(*, data: int | None = None, model: int = 1, devices=None) -> Mesh:
-  """A mesh with the axes `data` and `model`.
-
-  Args:
-    data: devices along which the batch is split; all that `model` leaves by default.
-    model: devices along which tables are split.
-    devices: `jax.devices()` by default.
-
-  Raises:
-    ValueError: if the axes need more devices than there are.
-
-  Example:
-    >>> make_mesh(data=1).shape["data"]
-    1
-  """
-  devices = jax.devices() if devices is None else list(devices)
-  data = len(devices) // model if data is None else data
-  if data < 1 or data * model > len(devices):
-    raise ValueError(
-      f"a mesh of data={data} x model={model} needs {data * model} devices, there are "
-      f"{len(devices)}"
-    )
-  return Mesh(np.array(devices[: data * model]).reshape(data, model), ("data", "model"))
-
-
-def shardings(tree: Any, mesh: Mesh, *, select: Select = lambda path, leaf: False) -> Any:
-  """Where every leaf lies: selected leaves split their rows over `model`, the rest is replicated.
-
-  A selected leaf whose first axis the `model` axis does not divide is replicated.
-  """
-
-  def place(path, leaf):
-    split = jnp.ndim(leaf) and leaf.shape[0] % mesh.shape["model"] == 0 and select(path, leaf)
-    return NamedSharding(mesh, PartitionSpec("model") if split else PartitionSpec())
-
-  return map_with_path(place, tree)
-
-
-def on_mesh(apply: Apply, mesh: Mesh) -> Apply:
-  """The same model, whose tables know the mesh they lie on: see `kdjax.mesh_table.MeshTable`.
-
-  So a loss over its catalogue in factors runs on every device, and what looks rows up tells the
-  others of its tokens alone. Tables of integers are left to the compiler.
-  """
-
-  def of_params(path: Path, leaf: Any) -> Any:
-    is_table = path[-1:] == ("embedding",) and jnp.ndim(leaf) == 2
-    return MeshTable(leaf, mesh) if is_table else leaf
-
-  def placed(params, batch, *, key=None):
-    outputs = apply(map_with_path(of_params, params), batch, key=key)
-    logits = outputs.logits
-    if not isinstance(logits, FactoredLogits) or not isinstance(logits.table, jax.Array):
-      return outputs
-    return outputs._replace(logits=logits._replace(table=MeshTable(logits.table, mesh)))
-
-  return placed
-
-
 def jit_runner(train_step: TrainStep, *, mesh: Mesh | None = None) -> Runner:
   """Runs up to K steps in one compiled loop over data that lies on the device.
 
-  With a mesh each batch is split over `data`; put `state` and `teacher_params` there by `shardings`
-  first (`jax.device_put`), and they stay as they were put. Without one it is a single-device run.
+  With a mesh each batch is split over `data` and `fsdp`; put `state` and `teacher_params` there by
+  `kdjax.train.shardings` first, and they stay as they were put. Without one it is a single-device
+  run.
 
   Args:
     train_step: from `make_train_step`.
@@ -92,19 +32,16 @@ def jit_runner(train_step: TrainStep, *, mesh: Mesh | None = None) -> Runner:
     is donated. Metrics have a leading axis K, zero where not run.
 
   Raises:
-    ValueError: if the `data` axis does not divide the batch.
+    ValueError: if the `data` and `fsdp` axes do not divide the batch.
   """
 
   def many(state, teacher_params, arrays, index, count, key):
     if mesh is not None:
-      _check_divides(index.shape[1], mesh.shape["data"])
-      split = NamedSharding(mesh, PartitionSpec("data"))
+      _check_divides(index.shape[1], mesh.shape["data"] * mesh.shape["fsdp"])
 
     def take(rows):
       batch = jax.tree.map(lambda x: x[rows], arrays)
-      if mesh is None:
-        return batch
-      return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, split), batch)
+      return batch if mesh is None else split_batch(batch, mesh)
 
     return _loop(train_step, take, state, teacher_params, index, count, key)
 
@@ -112,13 +49,14 @@ def jit_runner(train_step: TrainStep, *, mesh: Mesh | None = None) -> Runner:
     return jax.jit(many, donate_argnums=0)
 
   compiled: dict[Any, Any] = {}
+  everywhere = NamedSharding(mesh, PartitionSpec())
 
   def run(state, teacher_params, arrays, index, count, key):
     # The output state is pinned to where the input lies, or the compiler would move it at will.
     places = jax.tree.map(lambda x: x.sharding, state)
     cache_key = tuple(jax.tree.leaves(places))
     if cache_key not in compiled:
-      compiled[cache_key] = jax.jit(many, donate_argnums=0, out_shardings=(places, None))
+      compiled[cache_key] = jax.jit(many, donate_argnums=0, out_shardings=(places, everywhere))
     return compiled[cache_key](state, teacher_params, arrays, index, count, key)
 
   return run

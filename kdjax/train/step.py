@@ -159,4 +159,5 @@ def _unique_rows(read_rows: ReadRows | None, batch: Batch, params: Params) -> Id
 def _split(x: Array, parts: int) -> Array:
   if x.shape[0] % parts:
     raise ValueError(f"accumulate={parts} does not divide the batch of {x.shape[0]} rows")
-  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+  # Every part takes rows from all over the batch: where devices hold runs of rows, none is idle.
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

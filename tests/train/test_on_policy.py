@@ -13,7 +13,7 @@ from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_kl_loss
 from kdjax.models import generate
 from kdjax.models.decoder import Cached
 from kdjax.reduce import totals
-from kdjax.train import loop, make_sampler, objective, parallel, state, step
+from kdjax.train import loop, make_sampler, objective, parallel, placement, state, step
 from kdjax.train.on_policy import beginnings
 from kdjax.types import FactoredLogits, Outputs
 
@@ -162,9 +162,9 @@ def test_micro_batches_and_devices_are_the_whole_batch():
   close(one_step(1.0, accumulate=4), whole, rtol=1e-5, atol=1e-6)
   goal, params, teacher, _ = make()
   tx = optax.sgd(0.1)
-  mesh = parallel.make_mesh(data=8)
+  mesh = placement.make_mesh(data=8)
   runner = parallel.jit_runner(step.make_train_step(goal, tx, sample=sampler()), mesh=mesh)
-  place = lambda tree: jax.device_put(tree, parallel.shardings(tree, mesh))  # noqa: E731
+  place = lambda tree: jax.device_put(tree, placement.shardings(tree, mesh))  # noqa: E731
   start = place(state.init_state(jax.tree.map(jnp.array, params), tx))
   many, _ = runner(start, place(teacher), rows(), np.arange(8, dtype=np.int32)[None], 1, KEY)
   close(many.params, whole[0].params, rtol=1e-5, atol=1e-6)

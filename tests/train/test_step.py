@@ -4,9 +4,10 @@ import numpy as np
 import optax
 import pytest
 import toy
+from jax.sharding import PartitionSpec
 
 from kdjax.reduce import Mean
-from kdjax.train import objective, parallel, state, step
+from kdjax.train import objective, parallel, placement, state, step
 
 INDEX = np.arange(64, dtype=np.int32).reshape(2, 32)[[0, 1, 1, 0]]
 
@@ -70,12 +71,12 @@ def _with_runner(made):
 def test_jit_over_a_mesh_equals_one_device(data):
   one = run(*_with_runner(toy.make(toy.apply)))
   state, teacher, make_step = toy.make(toy.apply)
-  mesh = parallel.make_mesh(data=data)
+  mesh = placement.make_mesh(data=data)
   many = run(
     parallel.jit_runner(make_step(), mesh=mesh),
     state,
     teacher,
-    place=lambda tree: jax.device_put(tree, parallel.shardings(tree, mesh)),
+    place=lambda tree: jax.device_put(tree, placement.shardings(tree, mesh)),
   )
   assert_close(many, one, rtol=2e-5, atol=1e-6)
 
@@ -92,9 +93,9 @@ def test_pmap_equals_one_device(devices, accumulate):
 def test_rows_split_over_the_model_axis_give_the_same_step():
   one = run(*_with_runner(toy.make()))
   state, teacher, make_step = toy.make()
-  mesh = parallel.make_mesh(data=2, model=4)
+  mesh = placement.make_mesh(data=2, model=4)
   place = lambda tree: jax.device_put(  # noqa: E731
-    tree, parallel.shardings(tree, mesh, select=lambda path, leaf: path[-1] == "v")
+    tree, placement.shardings(tree, mesh, rules=[(("v",), PartitionSpec("model"))])
   )
   runner = parallel.jit_runner(make_step(), mesh=mesh)
   placed = place(state)
@@ -162,8 +163,8 @@ def test_memory_is_that_of_the_whole_batch(accumulate, devices):
   start, teacher, make_step = toy.make(more=(toy.RECALL,), accumulate=accumulate)
   mapped = parallel.pmap_runner(make_step, devices=jax.devices()[:devices])
   assert_close(run(mapped, start, teacher), one, rtol=2e-5, atol=1e-6)
-  mesh = parallel.make_mesh(data=devices)
-  place = lambda tree: jax.device_put(tree, parallel.shardings(tree, mesh))  # noqa: E731
+  mesh = placement.make_mesh(data=devices)
+  place = lambda tree: jax.device_put(tree, placement.shardings(tree, mesh))  # noqa: E731
   sharded = run(parallel.jit_runner(make_step(), mesh=mesh), start, teacher, place=place)
   assert_close(sharded, one, rtol=2e-5, atol=1e-6)
 
@@ -210,7 +211,7 @@ def test_an_objective_refuses_twin_names_and_no_terms():
 def test_a_batch_that_does_not_divide_is_refused(runner):
   state, teacher, make_step = toy.make()
   if runner == "jit":
-    run_fn = parallel.jit_runner(make_step(), mesh=parallel.make_mesh(data=8))
+    run_fn = parallel.jit_runner(make_step(), mesh=placement.make_mesh(data=8))
   else:
     run_fn = parallel.pmap_runner(make_step)
   with pytest.raises(ValueError, match="multiple of 8"):
@@ -225,4 +226,4 @@ def test_accumulation_that_does_not_divide_is_refused():
 
 def test_a_mesh_that_needs_more_devices_is_refused():
   with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
-    parallel.make_mesh(data=8, model=2)
+    placement.make_mesh(data=8, model=2)
