@@ -10,10 +10,11 @@ import jax
 from absl import app, flags, logging
 
 import kdjax.flags
-from experiments import processes
+from experiments import joining
 from experiments.config import ProcessConfig
 from kdjax.data.errors import DataError
 from kdjax.store import StoreError
+from kdjax.train import processes
 from kdjax.train.checkpoint import CheckpointError
 from kdjax.train.loop import NonFiniteError
 
@@ -73,7 +74,7 @@ def main(
     folder = flags.FLAGS.workdir
     alone = contextlib.nullcontext()
     try:
-      with processes.joined(kdjax.flags.parsed(ProcessConfig), folder) if several else alone:
+      with joining.joined(kdjax.flags.parsed(ProcessConfig), folder) if several else alone:
         run(kdjax.flags.parsed(config_type), folder)
     except Exception as error:
       if isinstance(error, _USER_ERRORS) and not flags.FLAGS.traceback:
@@ -83,7 +84,7 @@ def main(
       else:
         raise
       if processes.several():
-        processes.leave()
+        joining.leave()
       sys.exit(1)
 
   app.run(start)

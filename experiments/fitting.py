@@ -238,7 +238,7 @@ def fit_model(
     if by_loss is not None:
       return by_loss(train_state.params, teacher_params)
     params = own_params(train_state)
-    if jax.process_count() > 1:  # Each judges for itself, on a device of its own.
+    if processes.several():  # Each judges for itself, on a device of its own.
       params = jax.tree.map(jnp.asarray, placement.gather(params))
     if fit.train_bits:
       params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
@@ -361,11 +361,11 @@ def _mesh(fit: FitConfig) -> Mesh | None:
     ValueError: if there are not as many devices, or pmap is asked for what it cannot do.
   """
   if fit.parallel == "pmap":
-    if jax.process_count() > 1 or fit.fsdp_devices * fit.model_devices > 1:
+    if processes.several() or fit.fsdp_devices * fit.model_devices > 1:
       raise ValueError("--parallel=pmap runs in one process and splits no parameters; leave it out")
     return None
   shared = _data_devices(fit)
-  if jax.process_count() == 1 and shared * fit.model_devices == 1:
+  if not processes.several() and shared * fit.model_devices == 1:
     return None
   try:
     return placement.make_mesh(

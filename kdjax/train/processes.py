@@ -7,22 +7,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
+def several() -> bool:
+  """Whether this process is one of several that `jax.distributed` joined."""
+  # Asked in this order, a program that needs no device starts none.
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_first() -> bool:
   """Whether this process writes what is written once: metrics, results, models, plots."""
-  return jax.process_index() == 0
+  return not several() or jax.process_index() == 0
 
 
 def wait(name: str) -> None:
   """Goes on when every process has come here; `name` tells the places in a program apart."""
-  if jax.process_count() > 1:
+  if several():
     multihost_utils.sync_global_devices(name)
 
 
 def any_of(flag: bool) -> bool:
   """Whether it is True on any process."""
-  if jax.process_count() == 1:
-    return flag
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if several() else flag
 
 
 def of_first(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -32,7 +36,7 @@ def of_first(numbers: Mapping[str, float]) -> dict[str, float]:
     >>> of_first({"ndcg": 0.5})
     {'ndcg': 0.5}
   """
-  if jax.process_count() == 1:
+  if not several():
     return dict(numbers)
   values = np.array([float(value) for value in numbers.values()])
   # As bits: JAX would round them to float32.

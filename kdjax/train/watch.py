@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from kdjax.train.processes import is_first, several
+
 _DONE, _FAILED, _GONE = b"d", b"f", b"g"  # What one end says; a number follows the last one.
 _CONNECT_SECONDS = 60
 _PROBE_SECONDS = 15  # After which a connection is probed, thrice: its host may have vanished.
@@ -36,7 +38,7 @@ def watch(lost: Callable[[int], None], *, host: str | None = None) -> Iterator[N
   Raises:
     OSError: if they do not reach it.
   """
-  if jax.process_count() == 1:
+  if not several():
     yield
     return
   peers = _connect(host)
@@ -59,7 +61,7 @@ def watch(lost: Callable[[int], None], *, host: str | None = None) -> Iterator[N
 
 def _connect(host: str | None) -> dict[int, socket.socket]:
   """Of the first process a connection to every other, of the others one to the first."""
-  if jax.process_index() == 0:
+  if is_first():
     with socket.create_server(("", 0)) as server:
       server.settimeout(_CONNECT_SECONDS)
       _broadcast((host or socket.gethostname(), server.getsockname()[1]))
@@ -105,7 +107,7 @@ def _listen(
   gone = _number(peer) if word == _GONE else number
   if word == _FAILED:
     time.sleep(_GRACE_SECONDS)
-  if jax.process_index() == 0:
+  if is_first():
     for other in peers.keys() - {gone}:
       _say(peers[other], _GONE + gone.to_bytes(4, "big"))
   lost(gone)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import distill, processes, stored, train
+from experiments import distill, joining, stored, train
 from experiments.config import ProcessConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,7 +27,7 @@ DATA = dataclasses.replace(tiny.DATA, max_length=4)
 FLAGS = (
   *("--synthetic_users=60", "--synthetic_items=40", "--synthetic_length=12", "--max_length=4"),
   *("--epochs=6", "--batch_size=14", "--optimizer=sgd", "--learning_rate=0.05", "--layers=1"),
-  *("--num_negatives=8", "--heads=2", "--noprogress"),
+  *("--num_negatives=8", "--heads=2", "--noprogress", "--notensorboard"),
 )
 BOUND = 240  # Seconds, on a slow machine; a run takes a fraction.
 
@@ -149,7 +149,7 @@ def test_killed_processes_end_the_others_and_four_go_on(teacher, expected, progr
 
 
 def test_flags_that_name_no_whole_run_are_refused():
-  alone = processes.joined(ProcessConfig(num_processes=2), "run")
+  alone = joining.joined(ProcessConfig(num_processes=2), "run")
   with pytest.raises(ValueError, match="--coordinator_address, --process_id not given"), alone:
     pass
 

@@ -80,8 +80,3 @@ def leave() -> NoReturn:
   # Where all fail alike, each has the time to say so before it hears of another's end.
   time.sleep(_LINGER_SECONDS)
   os._exit(1)
-
-
-def several() -> bool:
-  """Whether this process is one of several."""
-  return jax.distributed.is_initialized() and jax.process_count() > 1
