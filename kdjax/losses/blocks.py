@@ -1,8 +1,9 @@
 """Tokens times items in blocks: what every sweep over a catalogue is made of.
 
 A block of logits is sized to stay in cache. Small catalogues are cut along the tokens only, so that
-every exponential is taken once; large ones also along the items, at the price of computing the
-logits twice (once for the log-normaliser, once for the rest). Matrix products run in the dtype of
+every exponential is taken once; large ones also along the items. What the gradients need of a block
+waits for the log-normaliser: where a few tokens against all items fit in little memory, their
+exponentials are kept, elsewhere the logits are computed twice. Matrix products run in the dtype of
 their inputs with float32 accumulation.
 """
 
@@ -19,6 +20,11 @@ from kdjax.types import Array, FactoredLogits
 _BLOCK = 2**20  # Logits in a block, 4 MB: measured best on CPUs with 2 MB of L2 a core.
 _WHOLE = 16384  # Up to so many items, a block holds the whole catalogue.
 _TOKENS = 1024  # Tokens in a block otherwise.
+# Of larger catalogues, so many tokens have the exponentials of all items kept: as many as products
+# want that read a table once. Less than an eighth of all tokens, and at most so many numbers.
+_KEPT_TOKENS = 128
+_KEPT = 2**24
+_KEPT_BLOCK = 2**16  # Logits in a block of theirs.
 
 Stats = tuple[Array, Array]  # Of logits [T, v]: the maximum, the sum of exp(z - maximum); [T, 1].
 Sums = tuple[Array, Array | None]  # Gradients of table [V, d] and bias [V] so far, float32.
@@ -32,11 +38,13 @@ class Blocks(NamedTuple):
     items: of a block.
     axis: the mesh axis over which the rows of the tables are split, or None. Every device then
       sweeps over its own, and what is summed over items is summed over the axis.
+    keep: exponentials of all blocks of items until the log-normaliser is known.
   """
 
   tokens: int
   items: int
   axis: str | None = None
+  keep: bool = False
 
   def total(self, values: Any) -> Any:
     """Sums over items, of the items of all devices."""
@@ -77,16 +85,20 @@ def choose_blocks(
   num_tokens: int, num_items: int, block: int | None, axis: str | None = None
 ) -> Blocks:
   """Block sizes from the shapes, those of one device; `block` fixes how many items."""
+  kept = min(_KEPT_TOKENS, num_tokens // 8, _KEPT // max(num_items, 1)) // 8 * 8
+  keep = num_items > _WHOLE and kept >= _KEPT_TOKENS // 2
   if block is None and num_items <= _WHOLE:
     items = num_items
+  elif block is None and keep:
+    items = _KEPT_BLOCK // kept
   elif block is None:
     items = min(num_items, max(1, _BLOCK // min(max(num_tokens, 1), _TOKENS)))
   else:
     items = min(block, num_items)
   items = -(-num_items // -(-num_items // items))  # Even blocks, so that the last one is not small.
-  tokens = max(64, _BLOCK // items)
+  tokens = kept if keep else max(64, _BLOCK // items)
   steps = max(1, -(-num_tokens // tokens))
-  return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis)
+  return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis, keep=keep)
 
 
 def over_tokens(
@@ -129,19 +141,35 @@ def over_tokens(
 def over_items(
   step: Callable[[Any, Array, Array], Any], num_items: int, size: int, carry: Any
 ) -> Any:
-  """Runs `step(carry, start, fresh) -> carry` over blocks of items.
+  """Runs `step(carry, start, fresh) -> carry` over blocks of items, as `scan_items` does."""
 
-  The last block reaches back into the one before, so that all have one size; `fresh` bool
-  `[1, size]` says which of its items have not been seen.
-  """
-
-  def block(carry, start):
-    begin = jnp.minimum(start, num_items - size)
-    fresh = (begin + jnp.arange(size) >= start)[None, :]
+  def block(carry, begin, fresh, x):
+    del x
     return step(carry, begin, fresh), None
 
-  carry, _ = jax.lax.scan(block, carry, jnp.arange(0, num_items, size))
-  return carry
+  return scan_items(block, num_items, size, carry)[0]
+
+
+def scan_items(
+  step: Callable[..., tuple[Any, Any]], num_items: int, size: int, carry: Any, xs: Any = None
+) -> tuple[Any, Any]:
+  """Runs `step(carry, start, fresh, x) -> (carry, y)` over blocks of items.
+
+  The last block reaches back into the one before, so that all have one size; `fresh` bool
+  `[1, size]` says which of its items have not been seen: True where one block has them all. `xs`
+  and what comes back beside the carry are trees of an entry a block.
+  """
+  if size == num_items:
+    carry, y = step(carry, 0, True, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], y)
+
+  def block(carry, x):
+    start, x = x
+    begin = jnp.minimum(start, num_items - size)
+    fresh = (begin + jnp.arange(size) >= start)[None, :]
+    return step(carry, begin, fresh, x)
+
+  return jax.lax.scan(block, carry, (jnp.arange(0, num_items, size), xs))
 
 
 def block_logits(model: FactoredLogits, start: Array | int, size: int) -> Array:
@@ -242,7 +270,9 @@ def add_gradients(
     return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
 
   d_table, d_bias = sums
-  d_table = add(d_table, matmul("tv,td->vd", residual, student.query))
+  # Multiplied this way round, no transposed copy of the block is made: of the result, it is small.
+  part = jax.lax.optimization_barrier(matmul("td,tv->dv", student.query, residual))
+  d_table = add(d_table, part.T)
   if d_bias is not None:
     d_bias = add(d_bias, jnp.sum(residual, axis=0, dtype=jnp.float32))
   return d_query, (d_table, d_bias)

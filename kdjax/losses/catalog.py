@@ -1,5 +1,7 @@
 """Losses over a whole catalogue in factored form, which never build the [tokens, items] matrix."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ def catalog_cross_entropy_loss(
   *,
   block: int | None = None,
   axis_name: str | None = None,
+  filter_eps: float | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -34,6 +37,11 @@ def catalog_cross_entropy_loss(
     block: items a block, or None to choose from the shapes.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
       evenly; labels stay those of the whole catalogue. None where they are whole.
+    filter_eps: None for exact gradients, or epsilon >= 0: a block of items gives none to a block of
+      tokens if of each token less than epsilon times its share of V lies there. Then the gradient
+      by a token's logits is off by less than epsilon in sum of absolute values, and that by its
+      query by epsilon times the largest norm of a row of the table; the loss is exact. Needs
+      several blocks, and pays where likely items stand together, as when sorted by popularity.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -43,7 +51,7 @@ def catalog_cross_entropy_loss(
     gives NaN. Differentiable once.
 
   Raises:
-    ValueError: if `labels` or `where` has not the shape `[...]`, or `block` < 1.
+    ValueError: if `labels` or `where` has not the shape `[...]`, `block` < 1 or `filter_eps` < 0.
 
   Example:
     >>> import jax.numpy as jnp
@@ -54,7 +62,8 @@ def catalog_cross_entropy_loss(
 
   Reference:
     Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, arXiv:2411.09009
-    (blocks and recomputation; here without their gradient filtering, so exact).
+    (blocks, recomputation and gradient filtering; here by the mass of a block and not by its
+    largest probability, which bounds the error, and off unless asked for).
   """
   labels, wrong = _labels(student, labels, where, axis_name)
   options: dict[str, Any] = {
@@ -63,7 +72,8 @@ def catalog_cross_entropy_loss(
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
   }
-  return sweep_loss(sweep, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
+  run = _filtering(filter_eps)
+  return sweep_loss(run, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
 
 
 def catalog_kl_loss(
@@ -73,6 +83,7 @@ def catalog_kl_loss(
   temperature: float = 1.0,
   block: int | None = None,
   axis_name: str | None = None,
+  filter_eps: float | None = None,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
 ):
@@ -91,6 +102,11 @@ def catalog_kl_loss(
     block: items a block, or None to choose from the shapes.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
       evenly; labels stay those of the whole catalogue. None where they are whole.
+    filter_eps: None for exact gradients, or epsilon >= 0: a block of items gives none to a block of
+      tokens if of each token less than epsilon times its share of V lies there, by student and by
+      teacher. Then the gradient by a token's logits is off by less than 2 T epsilon in sum of
+      absolute values, and that by its query by as much times the largest norm of a row of the
+      table; the loss is exact. See `catalog_cross_entropy_loss` for when it pays.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
       in the forward sweep, others recompute it on the way back.
@@ -99,8 +115,8 @@ def catalog_kl_loss(
     float32, in nats times T**2: a scalar, or `[...]` for `reduce_fn=None`. Differentiable once.
 
   Raises:
-    ValueError: if leading axes or V differ, `where` has not the shape `[...]`, T <= 0 or
-      `block` < 1.
+    ValueError: if leading axes or V differ, `where` has not the shape `[...]`, T <= 0, `block` < 1
+      or `filter_eps` < 0.
 
   Example:
     >>> import jax.numpy as jnp
@@ -121,7 +137,8 @@ def catalog_kl_loss(
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
   }
-  return sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)[0]
+  run = _filtering(filter_eps)
+  return sweep_loss(run, student, (target, mix), temperature=temperature, **options)[0]
 
 
 def catalog_distillation_loss(
@@ -134,6 +151,7 @@ def catalog_distillation_loss(
   temperature: float = 1.0,
   block: int | None = None,
   axis_name: str | None = None,
+  filter_eps: float | None = None,
   parts: bool = False,
   where: Array | None = None,
   reduce_fn: ReduceFn = jnp.mean,
@@ -157,6 +175,11 @@ def catalog_distillation_loss(
     block: items a block, or None to choose from the shapes.
     axis_name: inside `jax.shard_map`, the mesh axis over which the rows of the tables are split
       evenly; labels stay those of the whole catalogue. None where they are whole.
+    filter_eps: None for exact gradients, or epsilon >= 0: a block of items gives none to a block of
+      tokens if of each token less than epsilon times its share of V lies there, by every softmax.
+      Then the gradient by a token's logits is off by less than (w_l + 2 T w_d) epsilon in sum of
+      absolute values, and that by its query by as much times the largest norm of a row of the
+      table; the loss is exact. See `catalog_cross_entropy_loss` for when it pays.
     parts: also return what the loss is made of, for the log.
     where: bool `[...]`, the positions that count.
     reduce_fn: see `kdjax.reduce.reduce_loss`. `jnp.mean`, `jnp.sum` and `totals` take gradients
@@ -197,8 +220,18 @@ def catalog_distillation_loss(
     "axis_name": axis_name,
     "wrong": wrong,
   }
-  loss, each = sweep_loss(sweep, student, (target, mix), temperature=temperature, **options)
+  run = _filtering(filter_eps)
+  loss, each = sweep_loss(run, student, (target, mix), temperature=temperature, **options)
   return (loss, constant({"cross_entropy": each.label, "kl": each.teacher})) if parts else loss
+
+
+def _filtering(filter_eps: float | None) -> Callable[..., Any]:
+  """The sweep that leaves out what `filter_eps` allows it to."""
+  if filter_eps is None:
+    return sweep
+  if not filter_eps >= 0:
+    raise ValueError(f"filter_eps must not be negative, got {filter_eps}")
+  return functools.partial(sweep, filter_eps=float(filter_eps))
 
 
 def _labels(student, labels, where, axis_name):

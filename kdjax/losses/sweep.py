@@ -13,15 +13,13 @@ import jax.numpy as jnp
 from kdjax.losses.blocks import (
   Blocks,
   Gradients,
+  Stats,
   add_gradients,
   block_logits,
-  measure,
   no_sums,
-  over_items,
   over_tokens,
-  whole_stats,
+  scan_items,
 )
-from kdjax.losses.common import FLOOR
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
@@ -68,12 +66,53 @@ class Losses(NamedTuple):
     return functools.reduce(jnp.add, [share * x for share, x in parts if x is not None])
 
 
+class Part(NamedTuple):
+  """What some of the items say of every token, `[T, 1]`; by the name of a softmax where a dict.
+
+  Attributes:
+    tops: the largest logit.
+    totals: sum of exp(z - top).
+    label: the label's logit, 0 where it is none of them; or None.
+    gap: sum of exp(t - top) (t - s - their tops) over the teacher's and the student's; or None.
+  """
+
+  tops: dict[str, Array]
+  totals: dict[str, Array]
+  label: Array | None
+  gap: Array | None
+
+
+class Known(NamedTuple):
+  """What a second sweep need not find again.
+
+  Attributes:
+    stats: of the softmaxes, by name.
+    masses: float32 `[T, n]` by name, of each block of items; None where nothing is filtered.
+    losses: of the tokens.
+  """
+
+  stats: dict[str, Stats]
+  masses: dict[str, Array] | None
+  losses: Losses
+
+
 # Compiled as one program even where the caller runs op by op.
-@functools.partial(jax.jit, static_argnames=("blocks", "with_grads"))
+@functools.partial(jax.jit, static_argnames=("blocks", "with_grads", "filter_eps"))
 def sweep(
-  blocks: Blocks, student: FactoredLogits, given: tuple[Target, Mix], weight, known, *, with_grads
+  blocks: Blocks,
+  student: FactoredLogits,
+  given: tuple[Target, Mix],
+  weight,
+  known,
+  *,
+  with_grads,
+  filter_eps: float | None = None,
 ) -> Swept:
-  """Cross-entropy, KL or both: a `kdjax.losses.fused.Sweep` once it has its blocks."""
+  """Cross-entropy, KL or both: a `kdjax.losses.fused.Sweep` once it has its blocks.
+
+  With `filter_eps`, a block of items gives no gradient to a block of tokens of which none has in
+  any of its softmaxes as much mass there as `filter_eps` times the block's share of the catalogue.
+  """
   (query, table, bias), (target, mix) = student, given
   if target.labels is not None:
     target = target._replace(labels=blocks.own(target.labels, student.num_items))
@@ -83,14 +122,14 @@ def sweep(
     student = FactoredLogits(query, table, bias)
     teacher = target.teacher and target.teacher._replace(query=teacher_query)
     own = Target(labels, teacher)
-    losses, stats, d_query, sums = _tokens(student, own, mix, weight, known, sums, blocks)
-    return sums, (losses, stats, d_query)
+    known, d_query, sums = _tokens(student, own, mix, weight, known, sums, blocks, filter_eps)
+    return sums, (known, d_query)
 
   sums = no_sums(table, bias, query, target, mix, weight) if with_grads else None
   teacher_query = None if target.teacher is None else target.teacher.query
   tokens = (query, target.labels, teacher_query, known)
-  sums, (losses, stats, d_query) = over_tokens(step, blocks, tokens, weight, sums)
-  found = Swept(losses.mixed(mix), losses, stats)
+  sums, (known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
+  found = Swept(known.losses.mixed(mix), known.losses, known)
   if sums is None:
     return found
   grads = Gradients(d_query, *sums)
@@ -99,8 +138,10 @@ def sweep(
   return found._replace(grads=grads._replace(query=blocks.total(grads.query)))
 
 
-def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, stats, sums, blocks: Blocks):
-  """A block of tokens against all items: losses, stats, d_query, `sums` with its share added."""
+def _tokens(
+  student: FactoredLogits, target: Target, mix: Mix, weight, known, sums, blocks: Blocks, filter_eps
+):
+  """A block of tokens against all items: what is known, d_query, `sums` with its share added."""
   num_items, size = student.num_items, blocks.items
   labels, teacher = target
   # A softmax by name, each with its share of the gradient by the logits `u`.
@@ -120,65 +161,107 @@ def _tokens(student: FactoredLogits, target: Target, mix: Mix, weight, stats, su
       logits["teacher"] = block_logits(teacher, start, size)
     return {name: logits[name] for name in shares}
 
-  def add_block(carry, start, logits, powers, stats, fresh):
-    losses, d_query, sums = carry
-    if labels is not None:
-      gap = _label_gap(logits[own], stats[own][0], labels - start, fresh)
-      losses = losses._replace(label=losses.label + gap)
+  def exponentials(logits, tops, fresh):
+    powers = {name: jnp.exp(z - tops[name]) for name, z in logits.items()}
+    if fresh is not True:
+      powers = {name: jnp.where(fresh, p, 0.0) for name, p in powers.items()}
+    # The barrier keeps XLA from taking the exponentials again in every consumer.
+    return jax.lax.optimization_barrier(powers)
+
+  keep = sums is not None and known is None and (blocks.keep or size == num_items)
+
+  def look(_, start, fresh, x):
+    del x
+    logits = all_logits(start)
+    # Of items seen before too: any top will do that no logit exceeds.
+    tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
+    powers = exponentials(logits, tops, fresh)
+    totals = jax.tree.map(lambda p: jnp.sum(p, axis=-1, keepdims=True), powers)
+    label = None if labels is None else _label_logit(logits[own], labels - start, fresh)
+    gap = None
     if teacher is not None:
-      (top, _), (teacher_top, teacher_total) = stats["student"], stats["teacher"]
-      gap = (logits["teacher"] - teacher_top) - (logits["student"] - top)
-      part = jnp.sum(powers["teacher"] * gap, axis=-1) / teacher_total[:, 0]
-      losses = losses._replace(teacher=losses.teacher + part)
-    if sums is None:
-      return losses, d_query, sums
-    residual = sum(
-      powers[name] * (share * weight[:, None] / stats[name][1]) for name, share in shares.items()
-    )
-    return losses, *add_gradients(d_query, sums, student, start, residual)
+      gap = powers["teacher"] * (logits["teacher"] - logits["student"])
+      gap = jnp.sum(gap, axis=-1, keepdims=True)
+      gap -= totals["teacher"] * (tops["teacher"] - tops["student"])
+    return None, (Part(tops, totals, label, gap), powers if keep else None)
 
-  zeros = jnp.zeros(weight.shape, jnp.float32)
-  empty = Losses(None if labels is None else zeros, None if teacher is None else zeros)
-  carry = (empty, None if sums is None else jnp.zeros(student.query.shape), sums)
+  powers = None
+  if known is None:
+    _, (parts, powers) = scan_items(look, num_items, size, None)
+    known, scales = _join(parts, mix, own, blocks, filter_eps)
+  if sums is None:
+    return known, None, None
+  slopes = {
+    name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()
+  }
+
+  def add(carry, start, fresh, i):
+    if powers is None:
+      tops = {name: top for name, (top, _) in known.stats.items()}
+      parts = exponentials(all_logits(start), tops, fresh)
+      residual = sum(parts[name] * slope for name, slope in slopes.items())
+    else:
+      residual = sum(
+        powers[name][i] * (slope * scales[name][i]) for name, slope in slopes.items()
+      )
+    return add_gradients(*carry, student, start, residual)
+
+  def add_or_skip(carry, start, fresh, x):
+    i, tiny = x
+    if filter_eps is None:
+      return add(carry, start, fresh, i), None
+    return jax.lax.cond(tiny, lambda c: c, lambda c: add(c, start, fresh, i), carry), None
+
+  count = -(-num_items // size)
+  tiny = None
+  if filter_eps is not None:
+    items = jnp.minimum(size, num_items - size * jnp.arange(count))
+    least = filter_eps * items / blocks.total(jnp.asarray(num_items, jnp.float32))
+    small = [jnp.all((mass < least[None]) | (weight == 0)[:, None], 0) for mass in known.masses.values()]
+    tiny = functools.reduce(jnp.logical_and, small)
+  carry = (jnp.zeros(student.query.shape), sums)
   carry = vary_as(carry, student, target, mix, weight)
-  if size == num_items:
-    logits = all_logits(0)
-    powers, stats = whole_stats(logits, blocks)
-    carry = add_block(carry, 0, logits, powers, stats, True)
-  else:
+  (d_query, sums), _ = scan_items(
+    add_or_skip, num_items, size, carry, (jnp.arange(count), tiny)
+  )
+  return known, d_query, sums
 
-    def fresh_logits(start, fresh):
-      return jax.tree.map(lambda z: jnp.where(fresh, z, FLOOR), all_logits(start))
 
-    def add(carry, start, fresh):
-      logits = fresh_logits(start, fresh)
-      powers = {
-        name: jnp.where(fresh, jnp.exp(z - stats[name][0]), 0.0) for name, z in logits.items()
-      }
-      return add_block(carry, start, logits, powers, stats, fresh)
-
-    if stats is None:
-      stats = measure(fresh_logits, shares, num_items, blocks, vary_as(zeros, student, target, mix))
-    carry = over_items(add, num_items, size, carry)
-  losses, d_query, sums = carry
-  losses = blocks.total(losses)
+def _join(parts: Part, mix: Mix, own: str, blocks: Blocks, filter_eps):
+  """`Known`, and exp(top of a block - top) `[n, T, 1]` by name, from the parts of all blocks."""
+  local = {}
+  for name, tops in parts.tops.items():
+    top = jnp.max(tops, axis=0)
+    local[name] = top, jnp.sum(parts.totals[name] * jnp.exp(tops - top[None]), axis=0)
+  stats = blocks.joined(local)
+  lower = {name: parts.tops[name] - top[None] for name, (top, _) in stats.items()}
+  scales = jax.tree.map(jnp.exp, lower)
   logs = {name: jnp.log(total[:, 0]) for name, (_, total) in stats.items()}
-  if labels is not None:
-    losses = losses._replace(label=losses.label + logs[own])
-  if teacher is not None:
-    kl = losses.teacher + logs["student"] - logs["teacher"]
+  losses = Losses(None, None)
+  if parts.label is not None:
+    logit = blocks.total(jnp.sum(parts.label, axis=0))
+    losses = losses._replace(label=(stats[own][0] - logit)[:, 0] + logs[own])
+  if parts.gap is not None:
+    gap = parts.gap + parts.totals["teacher"] * (lower["teacher"] - lower["student"])
+    gap = blocks.total(jnp.sum(scales["teacher"] * gap, axis=0)) / stats["teacher"][1]
+    kl = gap[:, 0] + logs["student"] - logs["teacher"]
     losses = losses._replace(teacher=mix.scale * kl)
-  return losses, stats, d_query, sums
+  masses = None
+  if filter_eps is not None:
+    masses = {
+      name: (parts.totals[name] * scales[name] / total[None])[..., 0].T
+      for name, (_, total) in stats.items()
+    }
+  return Known(stats, masses, losses), scales
 
 
-def _label_gap(logits, top, columns, fresh) -> Array:
-  """max - logit of the label, 0 where the label is in another block."""
+def _label_logit(logits, columns, fresh) -> Array:
+  """The logit of the label, 0 where the label is in another block; `[T, 1]`."""
   inside = (columns >= 0) & (columns < logits.shape[1])
   columns = jnp.where(inside, columns, 0)[:, None]
   if fresh is not True:
-    fresh = jnp.broadcast_to(fresh, logits.shape)
-    inside &= jnp.take_along_axis(fresh, columns, axis=1)[:, 0]
-  return jnp.where(inside, (top - jnp.take_along_axis(logits, columns, axis=1))[:, 0], 0.0)
+    inside &= fresh[0][columns[:, 0]]
+  return jnp.where(inside[:, None], jnp.take_along_axis(logits, columns, axis=1), 0.0)
 
 
 def _minus_labels(grads: Gradients, query, table, labels, weight) -> Gradients:
