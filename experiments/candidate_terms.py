@@ -11,7 +11,7 @@ from experiments.loss_view import Logits, Maker, View, at_places, logits_at, sam
 from kdjax import losses
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import Array
+from kdjax.types import Array, FactoredLogits
 
 RANKED = 4  # Positions of a row whose candidates are ranked.
 TOP = 100  # The teacher's best items that candidates are drawn from.
@@ -27,9 +27,7 @@ class Ranking(NamedTuple):
   Attributes:
     own: the student's logits.
     other: the teacher's.
-    scores: float32 `[n, C]`, the teacher's, dense.
-    best_scores: float32 `[n, R]`, of its best.
-    best: int `[n, R]`, which they are.
+    kept: the teacher's best, R of every position.
     groups: `(ids [n, k]) -> int [n, k]`, their groups of like popularity.
     key: for what is drawn.
     temperature: of the losses that have one.
@@ -38,18 +36,21 @@ class Ranking(NamedTuple):
 
   own: Logits
   other: Logits
-  scores: Array
-  best_scores: Array
-  best: Array
+  kept: losses.TopK
   groups: Callable[[Array], Array]
   key: Array
   temperature: float
   done: dict[str, Any]
 
   @property
+  def best(self) -> Array:
+    """The teacher's best items, int `[n, R]`."""
+    return self.kept.indices
+
+  @property
   def num_items(self) -> int:
     """C."""
-    return self.scores.shape[-1]
+    return self.other.num_items
 
   @property
   def draws(self) -> int:
@@ -63,15 +64,11 @@ def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
       where = view.where(batch)
       places = sample_places(batch, where.shape[1], RANKED)
       own, other = (logits_at(places, view.logits(x, batch)) for x in (student, teacher))
-      scores = other.dense()
-      best_scores, best = jax.lax.top_k(scores, min(TOP, scores.shape[-1] // 2))
       return loss(
         Ranking(
           own,
           other,
-          scores,
-          best_scores,
-          best,
+          _best(other, min(TOP, other.num_items // 2)),
           lambda ids: view.groups(batch, places, ids),
           jax.random.key(batch["noise"][0]),
           view.temperature,
@@ -82,6 +79,21 @@ def _ranked(loss: Callable[[Ranking], Any]) -> Maker:
     return Term(spec.term, term)
 
   return make
+
+
+def _best(logits: Logits, k: int) -> losses.TopK:
+  """The k best of every position, found without the logits of all items where they are factored."""
+  given = logits if isinstance(logits, FactoredLogits) else logits.values
+  return losses.catalog_top_k_targets(given, k)
+
+
+def _of_items(logits: Logits, items: Array) -> Array:
+  """Logits of some items at all positions, `[items, n]`."""
+  if not isinstance(logits, FactoredLogits):
+    return logits.values[:, items].T
+  query, table, bias = logits
+  rows = table.take(items) if hasattr(table, "rdot") else table[items]
+  return FactoredLogits(query, rows, None if bias is None else bias[items]).dense().T
 
 
 def _student_ranks(x: Ranking, own: Array) -> Array:
@@ -100,7 +112,7 @@ def _ranking_distillation(x: Ranking):
 
 
 def _importance_ranking(x: Ranking):
-  log_probs = x.best_scores - jax.nn.logsumexp(x.scores, axis=-1, keepdims=True)
+  log_probs = x.kept.values - x.kept.log_normalizer[:, None]
   # Minus the log of its probability is how far an item lies from what the teacher would say.
   return importance(x.own, x.best[:, :SHORT], -log_probs[:, :SHORT], x.done)
 
@@ -108,8 +120,7 @@ def _importance_ranking(x: Ranking):
 def importance(own: Logits, ids: Array, distances: Array, done: dict[str, Any]):
   """DLLM2Rec's loss of the student on `ids` `[n, k]`, the teacher's best in its order."""
   ranks = jnp.broadcast_to(jnp.arange(ids.shape[-1]), ids.shape)
-  _, theirs = jax.lax.top_k(jax.lax.stop_gradient(own.dense()), ids.shape[-1])
-  agreed = losses.both_recommend(theirs, ids)
+  agreed = losses.both_recommend(_best(own, ids.shape[-1]).indices, ids)
   return losses.importance_ranking_loss(own.at(ids), ranks, distances, agreed, **done)
 
 
@@ -125,7 +136,7 @@ def _collaborative(x: Ranking):
 
 def _student_collaborative(x: Ranking):
   """CD guided by the student: what it would recommend, and the teacher may know better."""
-  _, ids = jax.lax.top_k(jax.lax.stop_gradient(x.own.dense()), x.best.shape[-1])
+  ids = _best(x.own, x.best.shape[-1]).indices
   return _clicks(x, ids, losses.position_weights(jnp.arange(ids.shape[-1])))
 
 
@@ -146,11 +157,11 @@ def _dual_correction(x: Ranking):
 
 def _item_relaxed_ranking(x: Ranking):
   """IR-RRD: the users of the batch, ranked for items that the teacher recommends to them."""
-  keys, users = jax.random.split(x.key), jnp.arange(x.scores.shape[0])
+  keys, users = jax.random.split(x.key), jnp.arange(x.best.shape[0])
   weights = losses.position_weights(jnp.arange(x.best.shape[-1]), scale=10.0)
   items = losses.sample_ranked(keys[0], x.best, weights, draws=1).ids[:, 0]
   real = x.done["where"]
-  other = jnp.where(real, x.scores[:, items].T, -jnp.inf)
+  other = jnp.where(real, _of_items(x.other, items), -jnp.inf)
   scores, best = jax.lax.top_k(other, min(TOP, max(1, len(users) // 2)))
   draws = min(DRAWN, best.shape[-1])
   drawn = losses.sample_relaxed_candidates(
@@ -161,14 +172,13 @@ def _item_relaxed_ranking(x: Ranking):
     uninteresting=draws,
     seen=jnp.broadcast_to(jnp.where(real, -1, users), other.shape),
   )
-  own = x.own.at(jnp.broadcast_to(items, other.shape)).T
-  own = jnp.take_along_axis(own, drawn.ids, axis=-1)
+  own = jnp.take_along_axis(_of_items(x.own, items), drawn.ids, axis=-1)
   return losses.relaxed_ranking_loss(own, drawn.ranks, k=draws, support=drawn.support, **x.done)
 
 
 def _stratified_pair(x: Ranking):
   pairs = losses.sample_pairs(
-    x.key, x.best_scores, x.groups(x.best), num_groups=GROUPS, draws=PAIRS
+    x.key, x.kept.values, x.groups(x.best), num_groups=GROUPS, draws=PAIRS
   )
   upper, lower = (jnp.take_along_axis(x.best, i, axis=-1) for i in (pairs.upper, pairs.lower))
   own = x.own.at(upper), x.own.at(lower)
@@ -191,10 +201,10 @@ def _on_lists(loss: Callable[..., Any]) -> Maker:
   """The same loss where all classes are candidates already, the right one first."""
 
   def of_list(x: Ranking):
-    ids = jnp.broadcast_to(jnp.arange(x.num_items), x.scores.shape)
-    ranks = losses.candidate_ranks(x.scores)
-    drawn = losses.Candidates(ids, ranks, jnp.ones(ids.shape, bool))
-    return loss(x, x.own.dense(), x.scores, drawn, **x.done)
+    scores = x.other.dense()
+    ids = jnp.broadcast_to(jnp.arange(x.num_items), scores.shape)
+    drawn = losses.Candidates(ids, losses.candidate_ranks(scores), jnp.ones(ids.shape, bool))
+    return loss(x, x.own.dense(), scores, drawn, **x.done)
 
   return _ranked(of_list)
 

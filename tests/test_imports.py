@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = {"types", "tree", "reduce", "traced", "reconstruct", "mesh_table"}
+BASE = {"types", "tree", "reduce", "order", "traced", "reconstruct", "mesh_table"}
 TOOLS = {"losses", "metrics", "prune", "quant"}  # These four never import each other.
 # Models declare how they are pruned and quantized.
 MODELS = BASE | {"prune", "quant", "layers", "rows", "composed"}
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "types": set(),
   "tree": {"types"},
   "reduce": {"types"},
+  "order": {"types"},
   "reconstruct": {"types"},
   "rows": {"types", "tree"},
   "mesh_table": {"types"},

@@ -20,7 +20,10 @@ from kdjax.losses.common import FLOOR, check_temperature, constant, floored
 from kdjax.losses.factored import scaled
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK
+from kdjax.order import top_k
 from kdjax.types import Array, FactoredLogits
+
+_ITEMS = 16384  # In a block: the more, the fewer of its best are merged with those of others.
 
 
 def catalog_top_k_targets(
@@ -58,7 +61,7 @@ def catalog_top_k_targets(
   model, leading = _flat(teacher, temperature)
   if not 1 <= k <= model.num_items:
     raise ValueError(f"k must lie in [1, {model.num_items}], got {k}")
-  blocks = choose_blocks(model.query.shape[0], model.num_items, block)
+  blocks = choose_blocks(model.query.shape[0], model.num_items, block or _ITEMS)
   found, _ = _top_k(model, k, blocks)
   return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), found)
 
@@ -112,7 +115,7 @@ def catalog_sample_targets(
   if not 0 <= keep < model.num_items:
     raise ValueError(f"keep must lie in [0, {model.num_items}), got {keep}")
   noise = jax.random.uniform(key, (model.query.shape[0], num_samples))
-  blocks = choose_blocks(model.query.shape[0], model.num_items, block)
+  blocks = choose_blocks(model.query.shape[0], model.num_items, block or _ITEMS)
   found = _sample(model, noise, keep, blocks)
   return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), found)
 
@@ -149,7 +152,7 @@ def _top_k(model: FactoredLogits, k: int, blocks: Blocks) -> tuple[TopK, Array]:
     def add(carry, start, fresh):
       stats, values, ids = carry
       logits = jnp.where(fresh, _block(own, start, size), FLOOR)
-      best, places = jax.lax.top_k(logits, min(k, size))
+      best, places = top_k(logits, min(k, size))
       # What was found before stands first, so that of equal ones the lower id wins.
       values = jnp.concatenate([values, best], axis=1)
       ids = jnp.concatenate([ids, start + places], axis=1)

@@ -191,9 +191,7 @@ def _tokens(
     known, scales = _join(parts, mix, own, blocks, filter_eps)
   if sums is None:
     return known, None, None
-  slopes = {
-    name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()
-  }
+  slopes = {name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()}
 
   def add(carry, start, fresh, i):
     if powers is None:
@@ -201,9 +199,7 @@ def _tokens(
       parts = exponentials(all_logits(start), tops, fresh)
       residual = sum(parts[name] * slope for name, slope in slopes.items())
     else:
-      residual = sum(
-        powers[name][i] * (slope * scales[name][i]) for name, slope in slopes.items()
-      )
+      residual = sum(powers[name][i] * (slope * scales[name][i]) for name, slope in slopes.items())
     return add_gradients(*carry, student, start, residual)
 
   def add_or_skip(carry, start, fresh, x):
@@ -217,13 +213,13 @@ def _tokens(
   if filter_eps is not None:
     items = jnp.minimum(size, num_items - size * jnp.arange(count))
     least = filter_eps * items / blocks.total(jnp.asarray(num_items, jnp.float32))
-    small = [jnp.all((mass < least[None]) | (weight == 0)[:, None], 0) for mass in known.masses.values()]
+    small = [
+      jnp.all((mass < least[None]) | (weight == 0)[:, None], 0) for mass in known.masses.values()
+    ]
     tiny = functools.reduce(jnp.logical_and, small)
   carry = (jnp.zeros(student.query.shape), sums)
   carry = vary_as(carry, student, target, mix, weight)
-  (d_query, sums), _ = scan_items(
-    add_or_skip, num_items, size, carry, (jnp.arange(count), tiny)
-  )
+  (d_query, sums), _ = scan_items(add_or_skip, num_items, size, carry, (jnp.arange(count), tiny))
   return known, d_query, sums
 
 
