@@ -296,8 +296,8 @@ def table_of(result: dict) -> str:
     m = result["million"]
     lines += [
       "",
-      f"A million items: {m['seconds']} s a call, {m['temporary_mb']:,.0f} MB temporary (one matrix "
-      f"of logits: {m['dense_matrix_mb']:,.0f} MB).",
+      f"A million items: {m['seconds']} s a call, {m['temporary_mb']:,.0f} MB temporary (one "
+      f"matrix of logits: {m['dense_matrix_mb']:,.0f} MB).",
     ]
   for f in result.get("filtering", ()):
     orders = ", ".join(

@@ -25,6 +25,7 @@ _TOKENS = 1024  # Tokens in a block otherwise.
 _KEPT_TOKENS = 128
 _KEPT = 2**24
 _KEPT_BLOCK = 2**16  # Logits in a block of theirs.
+_DEVICE_BLOCK = 2**26  # Logits in a block on a GPU or TPU, 256 MB: not measured there yet.
 
 Stats = tuple[Array, Array]  # Of logits [T, v]: the maximum, the sum of exp(z - maximum); [T, 1].
 Sums = tuple[Array, Array | None]  # Gradients of table [V, d] and bias [V] so far, float32.
@@ -84,19 +85,24 @@ class Gradients(NamedTuple):
 def choose_blocks(
   num_tokens: int, num_items: int, block: int | None, axis: str | None = None
 ) -> Blocks:
-  """Block sizes from the shapes, those of one device; `block` fixes how many items."""
+  """Block sizes from the shapes, those of one device; `block` fixes how many items.
+
+  Accelerators have no cache to stay in, and want products that fill them.
+  """
+  host = jax.default_backend() == "cpu"
+  most, whole = (_BLOCK, _WHOLE) if host else (_DEVICE_BLOCK, _DEVICE_BLOCK // 256)
   kept = min(_KEPT_TOKENS, num_tokens // 8, _KEPT // max(num_items, 1)) // 8 * 8
-  keep = num_items > _WHOLE and kept >= _KEPT_TOKENS // 2
-  if block is None and num_items <= _WHOLE:
-    items = num_items
-  elif block is None and keep:
-    items = _KEPT_BLOCK // kept
-  elif block is None:
-    items = min(num_items, max(1, _BLOCK // min(max(num_tokens, 1), _TOKENS)))
-  else:
+  keep = host and num_items > whole and kept >= _KEPT_TOKENS // 2
+  if block is not None:
     items = min(block, num_items)
+  elif num_items <= whole:
+    items = num_items
+  elif keep:
+    items = _KEPT_BLOCK // kept
+  else:
+    items = min(num_items, max(1, most // min(max(num_tokens, 1), _TOKENS)))
   items = -(-num_items // -(-num_items // items))  # Even blocks, so that the last one is not small.
-  tokens = kept if keep else max(64, _BLOCK // items)
+  tokens = kept if keep else max(64, most // items)
   steps = max(1, -(-num_tokens // tokens))
   return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis, keep=keep)
 
@@ -270,9 +276,12 @@ def add_gradients(
     return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
 
   d_table, d_bias = sums
-  # Multiplied this way round, no transposed copy of the block is made: of the result, it is small.
-  part = jax.lax.optimization_barrier(matmul("td,tv->dv", student.query, residual))
-  d_table = add(d_table, part.T)
+  if jax.default_backend() == "cpu":
+    # This way round it transposes its small result, and not the block.
+    part = jax.lax.optimization_barrier(matmul("td,tv->dv", student.query, residual)).T
+  else:
+    part = matmul("tv,td->vd", residual, student.query)
+  d_table = add(d_table, part)
   if d_bias is not None:
     d_bias = add(d_bias, jnp.sum(residual, axis=0, dtype=jnp.float32))
   return d_query, (d_table, d_bias)
