@@ -5,8 +5,8 @@
 Cross-entropy, forward KL and Jensen-Shannon of a student of 4,096 hidden units and a teacher of as
 many on [8192 tokens, 128256 items], bfloat16: loss and gradients of hidden states and table.
 First every variant is compared with dense float32 on 256 of the tokens; then all are timed in
-turn. Where there is no GPU, the script says so and ends well; a peer that is not installed (`torch`,
-`liger-kernel`, `cut-cross-entropy`) is named as missing. Nothing is known of a GPU before it runs.
+turn. Where there is no GPU, the script says so and ends well; peers not installed (`torch`,
+`liger-kernel`, `cut-cross-entropy`) are named as missing. Nothing is known of a GPU before it ran.
 """
 
 import argparse
