@@ -196,6 +196,7 @@ def race(sizes: dict[str, int], rounds: int, names: list[str], memory: bool = Tr
     }
     if hasattr(call, "temporary"):
       variants[name]["temporary_mb"] = round(call.temporary / 1e6, 1)
+  print(json.dumps(variants), flush=True)
   del calls, timing
   if memory:
     for name, found in variants.items():
