@@ -14,6 +14,7 @@ from kdjax.losses.blocks import (
   Blocks,
   Gradients,
   Stats,
+  Sums,
   add_gradients,
   block_logits,
   no_sums,
@@ -193,7 +194,7 @@ def _tokens(
     return known, None, None
   slopes = {name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()}
 
-  def add(carry, start, fresh, i):
+  def add(carry: tuple[Array, Sums], start, fresh, i):
     if powers is None:
       tops = {name: top for name, (top, _) in known.stats.items()}
       parts = exponentials(all_logits(start), tops, fresh)
