@@ -9,7 +9,8 @@ import math
 from typing import NamedTuple
 
 _FLOAT = 4  # Bytes: parameters, optimizer state and gradients are float32.
-_BLOCK = 4 * 2**20  # Bytes of a block of logits; see `kdjax.losses.blocks`.
+# Logits in a block, and kept on a CPU: see `kdjax.losses.blocks`.
+_BLOCK, _DEVICE_BLOCK, _KEPT = 2**20, 2**26, 2**24
 
 
 class Sizes(NamedTuple):
@@ -125,7 +126,7 @@ class Transfer(NamedTuple):
     return self.payload * (n - 1) / n * (2 if self.kind == "all-reduce" else 1)
 
 
-def memory(job: Job, split: Split) -> dict[str, float]:
+def memory(job: Job, split: Split, *, host: bool = False) -> dict[str, float]:
   r"""Bytes on each device, by what they hold.
 
   With $P$ numbers, of which a device keeps $P / (f m)$, Adam keeps three times that, and float32
@@ -135,6 +136,7 @@ def memory(job: Job, split: Split) -> dict[str, float]:
   Args:
     job: sizes.
     split: of the mesh; the teacher is split alike.
+    host: whether the devices are those of a CPU, whose catalogue losses use other blocks.
 
   Returns:
     Bytes by name: `parameters`, `optimizer`, `gradients`, `gathered`, `teacher`, `activations`,
@@ -158,19 +160,34 @@ def memory(job: Job, split: Split) -> dict[str, float]:
     "gathered": _FLOAT * whole if f > 1 else 0.0,
     "teacher": _FLOAT * other,
     "activations": _FLOAT * (student.layers * block + 4 * tokens * student.dim),
-    "loss": _FLOAT * 3 * tokens * widths + 6 * _BLOCK,
+    "loss": _FLOAT * (3 * tokens * widths + _logits(job, split, host)),
     "batch": _FLOAT * tokens * (4 + 2 * job.cached),
   }
+
+
+def _logits(job: Job, split: Split, host: bool) -> float:
+  """Numbers of the blocks of logits that are there at once: of student, teacher and gradient."""
+  tokens = job.rows * job.student.length / (split.data * split.fsdp)
+  items = job.student.items / split.model
+  models = 2 if job.teacher else 1
+  if not host:
+    return 2 * models * min(tokens * items, _DEVICE_BLOCK)
+  kept = min(128, tokens // 8, _KEPT // items) // 8 * 8
+  if items > 16384 and kept >= 64:
+    return models * kept * items
+  return 3 * models * min(tokens * items, _BLOCK)
 
 
 def transfers(job: Job, split: Split) -> list[Transfer]:
   r"""What the devices tell each other in a step.
 
   - `model`: the embeddings of a device's $t$ tokens ($t D$, summed over who has the rows), what
-    comes out of attention and feed-forward layers (two of $t D$ a block forward, two back), the
-    gradient of the queries ($t D$). Of a live teacher: the embeddings and two of $t D_t$ a block.
+    comes out of attention and feed-forward layers (two of $t D$ a block forward, four back: those
+    of queries, keys and values apart), the gradient of the queries ($t D$), log-normalisers. Of a
+    live teacher: the embeddings and two of $t D_t$ a block. Heads that `model` divides.
   - `fsdp`: parameters are gathered ($P / m$) before they are used, their gradients scattered.
-  - `data`: gradients are summed, $P / (f m)$.
+  - `data`: gradients are summed, $P / (f m)$. What tokens add to rows that were looked up is told
+    to all who share the batch, before that: $t d f (D + 2)$.
 
   No table and no logits travel over `model`.
   """
@@ -186,12 +203,13 @@ def transfers(job: Job, split: Split) -> list[Transfer]:
 
   stream = _FLOAT * tokens * student.dim
   add("embeddings", "all-reduce", ("model",), stream)
-  add("blocks", "all-reduce", ("model",), 4 * student.layers * stream)
+  add("blocks", "all-reduce", ("model",), 6 * student.layers * stream)
   add("queries' gradient", "all-reduce", ("model",), stream)
-  add("log-normalisers", "all-reduce", ("model",), _FLOAT * tokens * (6 if teacher else 4))
+  add("log-normalisers", "all-reduce", ("model",), _FLOAT * tokens * (5 if teacher else 3))
   add("parameters", "all-gather", ("fsdp",), whole)
   add("gradients over fsdp", "reduce-scatter", ("fsdp",), whole)
   add("gradients over data", "all-reduce", ("data",), whole / f)
+  add("looked up", "all-gather", ("data", "fsdp"), (stream + 2 * _FLOAT * tokens) * d * f)
   if teacher:
     wide = _FLOAT * tokens * teacher.dim
     add("teacher's blocks", "all-reduce", ("model",), (2 * teacher.layers + 1) * wide)

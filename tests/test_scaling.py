@@ -36,7 +36,7 @@ def test_one_device_sends_nothing():
 
 def test_a_ring_sends_what_the_formula_says():
   gradients = scaling.transfers(JOB._replace(teacher=None), scaling.Split(data=4))
-  assert [t.kind for t in gradients] == ["all-reduce"]
+  assert [t.kind for t in gradients] == ["all-reduce", "all-gather"]
   numbers = SIZES.table + SIZES.body
   assert gradients[0].sent(scaling.Split(data=4)) == pytest.approx(2 * 3 / 4 * 4 * numbers)
 
@@ -69,9 +69,10 @@ def test_slow_links_are_waited_for():
   split = scaling.Split(data=64)
   times = [scaling.estimate(JOB, split, hardware).seconds["network"] for hardware in (near, far)]
   assert times[1] > times[0]
-  numbers = 4 * (SIZES.table + SIZES.body)
-  assert times[0] == pytest.approx(2 * numbers * 63 / 64 / 1e9)
-  assert times[1] == pytest.approx(2 * numbers * 7 / 8 / 1e9 + 2 * numbers / 8 * 7 / 8 / 1e7)
+  # Gradients twice around, and the gradients of what was looked up, with its ids, once.
+  sent = 2 * 4 * (SIZES.table + SIZES.body) + 4 * JOB.rows * SIZES.length * (SIZES.dim + 2)
+  assert times[0] == pytest.approx(sent * 63 / 64 / 1e9)
+  assert times[1] == pytest.approx(sent * 7 / 8 / 1e9 + sent / 8 * 7 / 8 / 1e7)
 
 
 def test_the_best_mesh_fits_and_none_is_quicker():
@@ -86,3 +87,12 @@ def test_the_best_mesh_fits_and_none_is_quicker():
     other = scaling.estimate(job, split, hardware)
     if other.memory <= 0.9 * hardware.memory:
       assert sum(best.seconds.values()) <= sum(other.seconds.values()) + 1e-12
+
+
+@pytest.mark.parametrize("split", [scaling.Split(2, 1, 4), scaling.Split(1, 4, 1)])
+def test_a_compiled_step_sends_and_keeps_what_the_formulas_say(split):
+  from benchmarks.scaling import ROWS, STUDENT, TEACHER, measure
+
+  row = measure(scaling.Job(STUDENT, ROWS, TEACHER), split)
+  assert row["sent"] == pytest.approx(row["sent_formula"], rel=0.02)
+  assert row["memory"] == pytest.approx(row["memory_formula"], rel=0.25)
