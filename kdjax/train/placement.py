@@ -123,8 +123,8 @@ def shardings(
   Example:
     >>> mesh = make_mesh(data=1)
     >>> places = shardings({"up": {"kernel": jnp.ones([4, 8])}}, mesh)
-    >>> places["up"]["kernel"].spec
-    PartitionSpec('fsdp', 'model')
+    >>> tuple(places["up"]["kernel"].spec)
+    ('fsdp', 'model')
   """
 
   def place(path: Path, leaf: Any) -> NamedSharding:

@@ -157,6 +157,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained, tm
   [
     {"stream": True}, {"accumulate": 2}, {"dtype": "bfloat16"}, {"logits_dtype": "bfloat16"},
     {"parallel": "pmap", "data_devices": 2}, {"data_devices": 2, "model_devices": 4},
+    {"fsdp_devices": 2, "model_devices": 2, "data_devices": 2, "accumulate": 2},
     {"label_loss": "sampled_softmax"}, {"label_loss": "bpr"}, {"label_loss": "bce"},
     {"label_loss": "nce"},
     {"optimizer": "lion", "schedule": "cosine", "clip_norm": 1.0, "weight_decay": 0.1},

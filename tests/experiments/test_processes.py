@@ -29,7 +29,7 @@ FLAGS = (
   *("--epochs=6", "--batch_size=14", "--optimizer=sgd", "--learning_rate=0.05", "--layers=1"),
   *("--num_negatives=8", "--heads=2", "--noprogress", "--notensorboard"),
 )
-BOUND = 240  # Seconds, on a slow machine; a run takes a fraction.
+BOUND = 400  # Seconds, on a slow machine; a run takes a fraction.
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,14 @@ def end(started, *, seconds=BOUND):
   return [p.returncode for p in started], *zip(*said, strict=True)
 
 
+def count_validations(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_text().count("\n") if path.exists() else 0
+
+
 def wait_for_validations(started, workdir, count):
-  path, deadline = workdir / "metrics.jsonl", time.monotonic() + BOUND
-  while not path.exists() or path.read_text().count("\n") < count:
+  deadline = time.monotonic() + BOUND
+  while count_validations(workdir) < count:
     ended = [p.returncode for p in started if p.poll() is not None]
     assert not ended, end(started)
     assert time.monotonic() < deadline
@@ -132,9 +137,10 @@ def test_sigterm_on_one_stops_both_and_one_process_goes_on(teacher, programs, tm
 
 def test_killed_processes_end_the_others_and_four_go_on(teacher, expected, programs, tmp_path):
   flags = ("--dim=8", f"--teacher={teacher}")
-  for victim, validations in ((1, 1), (0, 3)):
+  for victim in (1, 0):
+    before = count_validations(tmp_path)
     two = start(2, programs, "distill", tmp_path, *flags, "--fsdp_devices=2")
-    wait_for_validations(two, tmp_path, validations)
+    wait_for_validations(two, tmp_path, before + 1)
     two[victim].kill()
     codes, _, errors = end(two, seconds=60)  # Much less than it takes until heartbeats fail.
     assert codes[victim] == -signal.SIGKILL
