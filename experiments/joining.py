@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 
 from experiments.config import ProcessConfig
-from kdjax.train import watch
+from kdjax.train import processes, watch
 
 _LINGER_SECONDS = 4.0
 
@@ -77,6 +77,6 @@ def _start(config: ProcessConfig) -> bool:
 
 def leave() -> NoReturn:
   """Ends a process of several after an error, which has been printed."""
-  # Where all fail alike, each has the time to say so before it hears of another's end.
-  time.sleep(_LINGER_SECONDS)
+  if processes.is_first():  # JAX aborts the others when it goes: let them say theirs before.
+    time.sleep(_LINGER_SECONDS)
   os._exit(1)

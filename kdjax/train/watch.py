@@ -41,9 +41,15 @@ def watch(lost: Callable[[int], None], *, host: str | None = None) -> Iterator[N
   if not several():
     yield
     return
+  left = threading.Event()
+
+  def tell(gone: int) -> None:
+    if not left.is_set():
+      lost(gone)
+
   peers = _connect(host)
   for number, peer in peers.items():
-    threading.Thread(target=_listen, args=(number, peer, peers, lost), daemon=True).start()
+    threading.Thread(target=_listen, args=(number, peer, peers, tell), daemon=True).start()
   word = _FAILED
   try:
     yield
@@ -55,6 +61,7 @@ def watch(lost: Callable[[int], None], *, host: str | None = None) -> Iterator[N
     time.sleep(_HEAR_SECONDS)
     raise
   finally:
+    left.set()
     for peer in peers.values():
       _say(peer, word)
 
