@@ -50,13 +50,23 @@ ROWS = (
   ),
   (
     "catalogue KL, 1,024 tokens x 100,000 items, against dense JAX",
-    "catalog_loss",
-    ("cases", "kl_large_catalogue", "speedup_float32"),
+    "catalog_peers",
+    ("race", "variants", "dense", "times_ours"),
   ),
   (
-    "its extra memory, dense over blocked",
-    "catalog_loss",
-    ("cases", "kl_large_catalogue", "memory_ratio"),
+    "the same, against dense PyTorch on CPU",
+    "catalog_peers",
+    ("race", "variants", "torch", "times_ours"),
+  ),
+  (
+    "the same, against Liger-Kernel's chunked loss on CPU",
+    "catalog_peers",
+    ("race", "variants", "liger", "times_ours"),
+  ),
+  (
+    "its extra memory, dense JAX over ours",
+    "catalog_peers",
+    ("targets", "temporary memory, dense JAX over ours", "measured"),
   ),
   (
     "steps a second, table of 2 million rows, 1,024 pairs of 4 negatives, lazy against dense Adam",
