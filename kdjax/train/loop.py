@@ -158,19 +158,30 @@ def fit(
     started = time.monotonic() - position.seconds
     chunks = _chunks(feed, position.step, num_steps, every, steps_per_call)
     sums: dict[str, Mean] = {}
+    calls: list[tuple[Any, int, int]] = []  # Their metrics, steps and first step: not read yet.
+
+    def read(calls: list[tuple[Any, int, int]]) -> None:
+      nonlocal sums, position
+      for metrics, count, first in calls:
+        metrics = jax.device_get(metrics)
+        _check_finite(metrics, count, first, checkpoints)
+        sums = _add(sums, metrics, count)
+        if position.first_call_seconds is None:
+          position = position._replace(first_call_seconds=time.monotonic() - started)
+        bar.update(count)
+      calls.clear()
+
     with bar:
       while position.step < num_steps and not _out_of_patience(position, patience):
         arrays, index, count = next(chunks)
         state, metrics = runner(state, teacher_params, arrays, index, count, key)
-        metrics = jax.device_get(metrics)
-        _check_finite(metrics, count, position.step, checkpoints)
-        sums = _add(sums, metrics, count)
+        # Metrics are read one call late, so that the device does not wait for the host.
+        read(calls)
+        calls.append((metrics, count, position.step))
         position = position._replace(step=position.step + count)
-        if position.first_call_seconds is None:
-          position = position._replace(first_call_seconds=time.monotonic() - started)
-        bar.update(count)
         at_validation = position.step % every == 0 or position.step == num_steps
         if at_validation:
+          read(calls)
           numbers = {f"train/{n}": float(m.compute()) for n, m in sums.items()}
           sums = {}
           values = {} if validate is None else processes.of_first(validate(state))
@@ -185,6 +196,7 @@ def fit(
           if metric in values:
             bar.set_postfix({metric: f"{values[metric]:.4f}", "best": f"{position.best_value:.4f}"})
         if processes.any_of(bool(stop)):
+          read(calls)
           if not at_validation:
             # Saved between validations: the sums so far are lost to the log, not to the training.
             checkpoints.save("latest", position.step, state, position._asdict())
