@@ -152,6 +152,10 @@ def fit_model(
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
   if teacher_mesh is not None and teacher_apply is not None:
     teacher_apply = placement.on_mesh(teacher_apply, teacher_mesh)
+  if read_rows is not None and distill.sampled_rest and teacher_apply is not None:
+    read_rows = lazy_rows.with_targets(
+      read_rows, teacher_apply, teacher_params, int(sizes["num_items"])
+    )
   if any(term.memory is not None for term in terms):
     arrays = {**arrays, "row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}
   if distill.balance != "fixed" and len(terms) < 2:

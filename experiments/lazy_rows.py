@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+
 from experiments.config import DistillConfig, FitConfig
 from experiments.tasks import Task
 from kdjax import tree
 from kdjax.models import split_heads
 from kdjax.models.linen import Sizes
 from kdjax.train.step import ReadRows
-from kdjax.types import Array, Batch, Params, Path, Select
+from kdjax.types import Apply, Array, Batch, Outputs, Params, Path, Select
 
 OPTIMIZERS = ("adam", "adamw")
 
@@ -44,14 +46,32 @@ def make_reads(
     "--item_embeddings, which are adapted for all items": bool(sizes.get("feature_dims")),
     "--embedding, whose tables are small": bool(sizes.get("composition")),
     "heads, which read all items": bool(split_heads(sizes)[1]),
-    f"a teacher of a {family}, which is compared over the whole catalogue": taught
-    and task.name != "pair",
+    f"a teacher of a {family}, which is compared over the whole catalogue (but by --sampled_rest)": (
+      taught and task.name != "pair" and not distill.sampled_rest
+    ),
     "--cached_rankings, whose items are not the batch's": bool(distill.cached_rankings),
   }
   for flag, found in wrong.items():
     if found:
       raise ValueError(f"--lazy_tables does not go with {flag}; leave one of the two out")
   return task.read_rows(fit)
+
+
+def with_targets(
+  read_rows: ReadRows, teacher: Apply, teacher_params: Params, num_items: int
+) -> ReadRows:
+  """The rows that a batch and the best items of its cached teachers read (--sampled_rest)."""
+
+  def read(batch: Batch) -> Mapping[Path, Array]:
+    said = teacher(teacher_params, batch)
+    each = [said] if isinstance(said, Outputs) else list(said)
+    # Where nothing was kept, losses look the first or the last item up, and leave it out.
+    ids = [one.logits.indices.reshape(-1) for one in each] + [jnp.array([0, num_items - 1])]
+    return {
+      path: jnp.concatenate([own.reshape(-1), *ids]) for path, own in read_rows(batch).items()
+    }
+
+  return read
 
 
 def existing(read_rows: ReadRows, params: Params) -> ReadRows:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR, check_temperature, constant, floored, kl_divergence, visible
-from kdjax.losses.factored import count_items, scaled, sweep_loss
+from kdjax.losses.factored import count_items, scaled_as_it_is, sweep_loss
 from kdjax.losses.normalized import Given, Outer, sweep_normalizer
 from kdjax.losses.sampled_rest import Negatives, sampled_log_rest
 from kdjax.losses.sampled_targets import SampledTargets
@@ -246,7 +246,7 @@ def _estimated(
 ):
   """As `_swept`, from the rows of the items and of the negatives alone."""
   check_temperature(temperature)
-  flat = scaled(student, where, temperature)
+  flat = scaled_as_it_is(student, where, temperature)
   log_rest = sampled_log_rest(flat, items, negatives)
   logits = flat.at(jnp.minimum(items, student.num_items - 1))
   scale = jnp.asarray(temperature, jnp.float32) ** 2

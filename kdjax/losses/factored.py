@@ -115,6 +115,14 @@ def scaled(
   return FactoredLogits(query, jnp.asarray(table), _bias(bias, temperature))
 
 
+def scaled_as_it_is(
+  logits: FactoredLogits, where: Array | None, temperature: float | Array
+) -> FactoredLogits:
+  """As `scaled`, with the table as it is: rows of a `Table` are made when they are read."""
+  query = scaled(logits._replace(table=jnp.zeros([1, 1]), bias=None), where, temperature).query
+  return FactoredLogits(query, logits.table, _bias(logits.bias, temperature))
+
+
 def scaled_teacher(
   student: FactoredLogits,
   teacher: FactoredLogits,
@@ -134,10 +142,10 @@ def scaled_teacher(
       f"student and teacher differ in shape of logits: {student_shape} and {teacher_shape}"
     )
   teacher = constant(teacher)
-  table = teacher.table.values if isinstance(teacher.table, MeshTable) else teacher.table
+  if isinstance(teacher.table, MeshTable):
+    teacher = teacher._replace(table=teacher.table.values)
   # A table of integers stays one: its rows are dequantized a block at a time.
-  query = scaled(teacher._replace(table=jnp.zeros([1, 1]), bias=None), where, temperature).query
-  return FactoredLogits(query, table, _bias(teacher.bias, temperature))
+  return scaled_as_it_is(teacher, where, temperature)
 
 
 def _bias(bias: Array | None, temperature: float | Array) -> Array | None:

@@ -9,6 +9,7 @@ import tiny
 from experiments import distill, fitting, prune, stored, train
 from experiments.config import DistillConfig
 from kdjax.train import loop
+from kdjax.train.writers import read_jsonl
 from kdjax.tree import leaves_with_path
 
 
@@ -59,6 +60,20 @@ def test_a_student_of_pairs_learns_from_a_teacher(tmp_path, trained):
   fit = dataclasses.replace(tiny.FIT, lazy_tables=True)
   config = tiny.distill_config(trained("mf"), "mf", fit, distill_losses=("kl:1", "hint@item:0.1"))
   assert distill.run(config, tmp_path)["training"]["steps"] > 0
+
+
+def test_a_cached_teacher_whose_rest_is_sampled(tmp_path, trained):
+  """Then nothing of a step grows with the catalogue; the numbers are those of whole tables."""
+  losses = []
+  for lazy in (False, True):
+    fit = dataclasses.replace(tiny.FIT, lazy_tables=lazy, label_loss="sampled_softmax")
+    config = tiny.distill_config(trained(), fit=fit, cache_top_k=3, sampled_rest=True)
+    model = dataclasses.replace(config.model, dropout=0.0)
+    distill.run(dataclasses.replace(config, model=model), tmp_path / str(lazy))
+    lines = read_jsonl(tmp_path / str(lazy) / "metrics.jsonl")
+    losses.append([line["train/distill_kl"] for line in lines if "train/distill_kl" in line])
+  assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+  assert losses[1][-1] < losses[1][0]
 
 
 @pytest.mark.parametrize(
