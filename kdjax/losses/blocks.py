@@ -268,25 +268,34 @@ def add_gradients(
   d_query: Array, sums: Sums, student: FactoredLogits, start: Array | int, residual: Array
 ) -> tuple[Array, Sums]:
   """Adds what a block gives whose loss has the gradient `residual [T, v]` by its logits."""
-  size = residual.shape[1]
+  return add_found(d_query, sums, start, block_gradients(student, start, residual))
+
+
+def block_gradients(student: FactoredLogits, start: Array | int, residual: Array) -> Gradients:
+  """Of a block whose loss has the gradient `residual [T, v]` by its logits: its rows alone."""
   residual = residual.astype(student.query.dtype)
-  rows = jax.lax.dynamic_slice_in_dim(student.table, start, size)
-  d_query = d_query + matmul("tv,vd->td", residual, rows)
+  rows = jax.lax.dynamic_slice_in_dim(student.table, start, residual.shape[1])
+  if jax.default_backend() == "cpu":
+    # This way round it transposes its small result, and not the block.
+    d_rows = jax.lax.optimization_barrier(matmul("td,tv->dv", student.query, residual)).T
+  else:
+    d_rows = matmul("tv,td->vd", residual, student.query)
+  d_bias = None if student.bias is None else jnp.sum(residual, axis=0, dtype=jnp.float32)
+  return Gradients(matmul("tv,vd->td", residual, rows), d_rows, d_bias)
+
+
+def add_found(
+  d_query: Array, sums: Sums, start: Array | int, found: Gradients
+) -> tuple[Array, Sums]:
+  """Adds the gradients of a block that begins at `start`."""
 
   def add(total, part):
-    old = jax.lax.dynamic_slice_in_dim(total, start, size)
+    old = jax.lax.dynamic_slice_in_dim(total, start, len(part))
     return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
 
   d_table, d_bias = sums
-  if jax.default_backend() == "cpu":
-    # This way round it transposes its small result, and not the block.
-    part = jax.lax.optimization_barrier(matmul("td,tv->dv", student.query, residual)).T
-  else:
-    part = matmul("tv,td->vd", residual, student.query)
-  d_table = add(d_table, part)
-  if d_bias is not None:
-    d_bias = add(d_bias, jnp.sum(residual, axis=0, dtype=jnp.float32))
-  return d_query, (d_table, d_bias)
+  d_bias = None if d_bias is None else add(d_bias, found.bias)
+  return d_query + found.query, (add(d_table, found.table), d_bias)
 
 
 def matmul(subscripts: str, a: Array, b: Array) -> Array:

@@ -14,8 +14,8 @@ from kdjax.losses.blocks import (
   Blocks,
   Gradients,
   Stats,
-  Sums,
-  add_gradients,
+  add_found,
+  block_gradients,
   block_logits,
   no_sums,
   over_tokens,
@@ -194,20 +194,29 @@ def _tokens(
     return known, None, None
   slopes = {name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()}
 
-  def add(carry: tuple[Array, Sums], start, fresh, i):
+  def gradients(start, fresh, i):
     if powers is None:
       tops = {name: top for name, (top, _) in known.stats.items()}
       parts = exponentials(all_logits(start), tops, fresh)
       residual = sum(parts[name] * slope for name, slope in slopes.items())
     else:
       residual = sum(powers[name][i] * (slope * scales[name][i]) for name, slope in slopes.items())
-    return add_gradients(*carry, student, start, residual)
+    return block_gradients(student, start, residual)
 
-  def add_or_skip(carry, start, fresh, x):
+  bias = None if student.bias is None else jnp.zeros(size)
+  nothing = Gradients(
+    jnp.zeros(student.query.shape), jnp.zeros((size, student.query.shape[1])), bias
+  )
+  nothing = vary_as(nothing, student, target, mix, weight)
+
+  def add(carry, start, fresh, x):
     i, tiny = x
     if filter_eps is None:
-      return add(carry, start, fresh, i), None
-    return jax.lax.cond(tiny, lambda c: c, lambda c: add(c, start, fresh, i), carry), None
+      found = gradients(start, fresh, i)
+    else:
+      # The sums stay outside, for a branch that passes them on would copy them.
+      found = jax.lax.cond(tiny, lambda: nothing, lambda: gradients(start, fresh, i))
+    return add_found(*carry, start, found), None
 
   count = -(-num_items // size)
   tiny = None
@@ -218,9 +227,8 @@ def _tokens(
       jnp.all((mass < least[None]) | (weight == 0)[:, None], 0) for mass in known.masses.values()
     ]
     tiny = functools.reduce(jnp.logical_and, small)
-  carry = (jnp.zeros(student.query.shape), sums)
-  carry = vary_as(carry, student, target, mix, weight)
-  (d_query, sums), _ = scan_items(add_or_skip, num_items, size, carry, (jnp.arange(count), tiny))
+  carry = (nothing.query, vary_as(sums, student, target, mix, weight))
+  (d_query, sums), _ = scan_items(add, num_items, size, carry, (jnp.arange(count), tiny))
   return known, d_query, sums
 
 
