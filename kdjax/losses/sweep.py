@@ -210,13 +210,13 @@ def _tokens(
   nothing = vary_as(nothing, student, target, mix, weight)
 
   def add(carry, start, fresh, x):
-    i, tiny = x
+    (d_query, sums), (i, tiny) = carry, x
     if filter_eps is None:
       found = gradients(start, fresh, i)
     else:
       # The sums stay outside, for a branch that passes them on would copy them.
       found = jax.lax.cond(tiny, lambda: nothing, lambda: gradients(start, fresh, i))
-    return add_found(*carry, start, found), None
+    return add_found(d_query, sums, start, found), None
 
   count = -(-num_items // size)
   tiny = None
