@@ -46,7 +46,7 @@ def make_reads(
     "--item_embeddings, which are adapted for all items": bool(sizes.get("feature_dims")),
     "--embedding, whose tables are small": bool(sizes.get("composition")),
     "heads, which read all items": bool(split_heads(sizes)[1]),
-    f"a teacher of a {family}, which is compared over the whole catalogue (but by --sampled_rest)": (
+    f"a teacher of a {family}, which is compared over the whole catalogue without --sampled_rest": (
       taught and task.name != "pair" and not distill.sampled_rest
     ),
     "--cached_rankings, whose items are not the batch's": bool(distill.cached_rankings),
