@@ -11,7 +11,6 @@ from experiments.config import PruneConfig
 from experiments.families import make_model
 from kdjax.quant import is_qtensor
 from kdjax.serve import make_recommender
-from kdjax.tree import count_params
 
 WAYS = {
   "hashed": {"embedding": "hashed", "embedding_rows": 7},
@@ -34,10 +33,9 @@ def saved(folder):
   [("sasrec", "product"), ("gru4rec", "hashed"), ("two_tower", "hashed"), ("mf", "sum"),
    ("ncf", "product")],
 )  # fmt: skip
-def test_trained_and_quantized(tmp_path, trained, family, way):
+def test_trained_and_quantized(tmp_path, family, way):
   result = train.run(config_of(family, way), tmp_path / "small")
   assert result["training"]["best_valid"] > 0
-  assert result["size"]["parameters"] < count_params(saved(trained(family)).params)
   found = quantize.run(quantize.Config(str(tmp_path / "small")), tmp_path / "int8")
   assert found["size"]["bytes"] < result["size"]["bytes"]
   table = saved(tmp_path / "int8").params["item_gmf" if family == "ncf" else "item_embedding"]

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.models import fold_item_features, make_sasrec
+from kdjax.composed import Composition
+from kdjax.models import fold_item_features, make_sasrec, move_items
 from kdjax.types import PAD
 
 KEY = jax.random.key(0)
@@ -67,3 +68,22 @@ def test_folded_features_change_nothing():
   np.testing.assert_allclose(found, expected, atol=1e-6)
   with pytest.raises(ValueError, match="no item features"):
     fold_item_features(folded, plain)
+
+
+def test_composed_items_fold_into_a_table_and_have_no_rows_to_move():
+  composition = Composition("quotient_remainder", 3)
+  sizes = {"num_items": 10, "max_length": 6, "dim": 8, "composition": composition}
+  batch = unpacked([3, 1, 4])
+  params = make_sasrec(**sizes).init(KEY, batch)
+  with pytest.raises(ValueError, match="no rows of their own to move"):
+    move_items(params, sizes, rows=np.array([1, 0]))
+  sizes["feature_dims"] = (4,)
+  model = make_sasrec(**sizes)
+  params = model.init(KEY, batch)
+  folded, plain = fold_item_features(params, sizes)
+  assert "composition" not in plain
+  np.testing.assert_allclose(
+    make_sasrec(**plain).apply(folded, batch).logits.dense(),
+    model.apply(params, batch).logits.dense(),
+    atol=1e-5,
+  )
