@@ -1,6 +1,6 @@
 """Losses over a large vocabulary on a GPU, against Liger-Kernel and Apple's cut_cross_entropy.
 
-  python -m benchmarks.gpu_losses --output=benchmarks/results/gpu_losses
+python -m benchmarks.gpu_losses
 
 Cross-entropy, forward KL and Jensen-Shannon of a student of 4,096 hidden units and a teacher of as
 many on [8192 tokens, 128256 items], bfloat16: loss and gradients of hidden states and table.

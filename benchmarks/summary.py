@@ -69,6 +69,21 @@ ROWS = (
     ("targets", "temporary memory, dense JAX over ours", "measured"),
   ),
   (
+    "positions distilled a second at 100,000 items, cached teacher against live and dense",
+    "cached_distillation",
+    ("times the first", "cached"),
+  ),
+  (
+    "the same, the student's rest sampled",
+    "cached_distillation",
+    ("times the first", "cached, rest sampled"),
+  ),
+  (
+    "users trained a second, amazon-video-games, packed rows against padded ones",
+    "packing",
+    ("times padded",),
+  ),
+  (
     "steps a second, table of 2 million rows, 1,024 pairs of 4 negatives, lazy against dense Adam",
     "lazy_rows",
     ("speed", "cases", "4 negatives", "times_faster"),
