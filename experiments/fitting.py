@@ -1,8 +1,7 @@
-"""Fitting by flags: the optimizer, the devices, the writers, and the loop around them."""
+"""Fitting by flags: what is trained, what writes of it, and the loop around them."""
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from experiments import adapters, lazy_rows
+from experiments import adapters, lazy_rows, meshes, optimizers
 from experiments.config import DistillConfig, FitConfig
 from experiments.families import make_cached, make_model, serves_integers
 from experiments.stored import SavedModel
@@ -38,45 +36,7 @@ from kdjax.train import (
 )
 from kdjax.train.frozen import freeze
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Array, Batch, Params, Select
-
-
-def make_tx(
-  fit: FitConfig,
-  num_steps: int,
-  last: optax.GradientTransformation | None = None,
-  tables: Select | None = None,
-) -> optax.GradientTransformation:
-  """Clipping, the optimizer with its schedule, and `last` (a pruning transform), in this order.
-
-  With `tables` those are updated by rows (adam and adamw).
-  """
-  warmup = min(fit.warmup_steps, num_steps // 10)
-  peak = fit.learning_rate
-  if fit.schedule == "cosine":
-    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_steps, warmup + 1))
-  else:
-    rate = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-  decay = {"weight_decay": fit.weight_decay, "mask": _matrices}
-  rows = lambda: lazy.lazy_adamw(  # noqa: E731
-    rate,
-    tables=tables or (lambda path, leaf: False),
-    weight_decay=fit.weight_decay if fit.optimizer == "adamw" else 0.0,
-  )
-  optimizer = {
-    "adam": lambda: optax.adam(rate),
-    "adamw": lambda: optax.adamw(rate, **decay),
-    "adagrad": lambda: optax.adagrad(rate),
-    "lion": lambda: optax.lion(rate, **decay),
-    "sgd": lambda: optax.sgd(rate, momentum=0.9),
-  }[fit.optimizer]()
-  optimizer = optimizer if tables is None else rows()
-  clip = [] if fit.clip_norm is None else [optax.clip_by_global_norm(fit.clip_norm)]
-  return optax.chain(*clip, optimizer, *([] if last is None else [last]))
-
-
-def _matrices(params: Params) -> Params:
-  return tree.map_with_path(tree.is_matrix, params)
+from kdjax.types import Apply, Array, Batch, Params
 
 
 class Fitted(NamedTuple):
@@ -144,8 +104,8 @@ def fit_model(
   )
   student = make_model(family, sizes, fit.dtype)
   judged = make_model(family, sizes)  # Validation and test compute in float32.
-  mesh = _mesh(fit)
-  teacher_mesh = _teacher_mesh(distill, mesh)
+  mesh = meshes.run_mesh(fit)
+  teacher_mesh = meshes.teacher_mesh(distill, mesh)
   student_apply = student.apply if mesh is None else placement.on_mesh(student.apply, mesh)
   student_apply = _through_integers(student_apply, fit.train_bits)
   student_apply = adapters.through_adapters(fit, student_apply)
@@ -189,7 +149,7 @@ def fit_model(
   if read_rows is not None:
     read_rows = lazy_rows.existing(read_rows, whole.start)
     tables = lazy_rows.tables_of(read_rows, example)
-  tx = make_tx(fit, num_steps, None if last is None else last(num_steps), tables)
+  tx = optimizers.make_tx(fit, num_steps, None if last is None else last(num_steps), tables)
   if whole.frozen is not None:
     tx = freeze(tx, tree.under("student", select=whole.frozen))
   adapts = None
@@ -341,62 +301,13 @@ def _with_draws(augment: Callable[[Batch, Array], Batch] | None, num_steps: int)
 
 
 def _rows_per_step(task: Task, fit: FitConfig) -> int:
-  return task.rows_per_step(fit.batch_size, multiple=fit.accumulate * _data_devices(fit))
+  return task.rows_per_step(fit.batch_size, multiple=fit.accumulate * meshes.data_devices(fit))
 
 
 def count_steps(task: Task, fit: FitConfig) -> int:
   """Steps of a whole training by these flags."""
   rows = len(next(iter(task.arrays.values())))
   return fit.epochs * batches.steps_per_epoch(rows, _rows_per_step(task, fit))
-
-
-def _data_devices(fit: FitConfig) -> int:
-  """How many devices share a batch."""
-  if fit.parallel == "pmap":
-    return fit.data_devices or len(jax.devices())
-  whole = fit.fsdp_devices * fit.model_devices
-  return fit.fsdp_devices * (fit.data_devices or max(1, len(jax.devices()) // whole))
-
-
-def _mesh(fit: FitConfig) -> Mesh | None:
-  """The mesh that the flags ask for; None on a single device, and under pmap.
-
-  Raises:
-    ValueError: if there are not as many devices, or pmap is asked for what it cannot do.
-  """
-  if fit.parallel == "pmap":
-    if processes.several() or fit.fsdp_devices * fit.model_devices > 1:
-      raise ValueError("--parallel=pmap runs in one process and splits no parameters; leave it out")
-    return None
-  shared = _data_devices(fit)
-  if not processes.several() and shared * fit.model_devices == 1:
-    return None
-  try:
-    return placement.make_mesh(
-      data=shared // fit.fsdp_devices, fsdp=fit.fsdp_devices, model=fit.model_devices
-    )
-  except ValueError as error:
-    raise ValueError(f"--data_devices, --fsdp_devices, --model_devices: {error}") from error
-
-
-def _teacher_mesh(distill: DistillConfig, mesh: Mesh | None) -> Mesh | None:
-  """The same devices as the teacher is split over them, by --teacher_mesh.
-
-  Raises:
-    ValueError: if those are not as many.
-  """
-  if not distill.teacher_mesh:
-    return mesh
-  devices = [] if mesh is None else list(mesh.devices.flat)
-  whole = math.prod(distill.teacher_mesh)
-  if len(distill.teacher_mesh) != 2 or whole < 1 or len(devices) % whole:
-    given = ",".join(map(str, distill.teacher_mesh))
-    raise ValueError(
-      f"--teacher_mesh={given} must be <fsdp>,<model>, whose product divides the devices of the "
-      f"run ({max(1, len(devices))}, by --data_devices, --fsdp_devices and --model_devices)"
-    )
-  fsdp, model = distill.teacher_mesh
-  return placement.make_mesh(fsdp=fsdp, model=model, devices=devices)
 
 
 def _latest_step(workdir: pathlib.Path) -> int:
