@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, quick compiles, no silent rank promotion: before JAX starts."""
 
+import itertools
 import os
 import pathlib
 
@@ -23,6 +24,22 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED_DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+# Every compiled program is some mappings of memory, and Linux gives a process 65,530: past them the
+# compiler dies.
+MAPPINGS = pathlib.Path("/proc/self/maps")
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+  """Forgets compiled programs before there are too many of them."""
+  yield
+  if next(_tests) % 32 == 0 and MAPPINGS.exists():
+    with MAPPINGS.open("rb") as lines:
+      if sum(1 for _ in lines) > 25_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
