@@ -3,10 +3,10 @@
 python -m benchmarks.train_throughput --data=../shared/data/amazon-video-games
 
 The PyTorch side (the extra `bench`) is written as most published code is: one padded row a user,
-`nn.TransformerEncoder`-style blocks with a causal mask, logits for the whole catalogue at every
-position, cross-entropy that ignores padding. `gathered` is the same with logits for the real
-positions only, which careful code does. The step is timed in turns, so that a noisy machine is
-fair to all; a position counts when it has a label.
+`nn.TransformerEncoder`-style blocks with a causal mask (`benchmarks/torch_sasrec.py`), logits for
+the whole catalogue at every position, cross-entropy that ignores padding. `gathered` is the same
+with logits for the real positions only, which careful code does. The step is timed in turns, so
+that a noisy machine is fair to all; a position counts when it has a label.
 """
 
 import functools
@@ -71,72 +71,35 @@ def ours(config: DataConfig, dtype: str):
 def torchs(config: DataConfig, *, gathered: bool):
   """The same for PyTorch."""
   import torch
-  from torch import nn
 
-  torch.manual_seed(0)
-  torch.set_num_threads(os.cpu_count() or 1)
+  from benchmarks import torch_sasrec
+
   dataset = problems.load_data(config)
   train, num_items = dataset.split.train, dataset.num_items
-
-  class Block(nn.Module):
-    def __init__(self, dim: int):
-      super().__init__()
-      self.norm_1, self.norm_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-      self.attention = nn.MultiheadAttention(dim, NUM_HEADS, dropout=DROPOUT, batch_first=True)
-      self.up, self.down = nn.Linear(dim, dim), nn.Linear(dim, dim)
-      self.drop = nn.Dropout(DROPOUT)
-
-    def forward(self, x, mask):
-      y = self.norm_1(x)
-      y, _ = self.attention(y, y, y, attn_mask=mask, need_weights=False, is_causal=True)
-      x = x + self.drop(y)
-      y = self.drop(torch.relu(self.up(self.norm_2(x))))
-      return x + self.drop(self.down(y))
-
-  class SASRec(nn.Module):
-    def __init__(self, dim: int):
-      super().__init__()
-      self.items = nn.Embedding(num_items + 1, dim, padding_idx=num_items)
-      self.positions = nn.Embedding(FLAGS.length, dim)
-      self.blocks = nn.ModuleList(Block(dim) for _ in range(NUM_LAYERS))
-      self.norm, self.drop = nn.LayerNorm(dim), nn.Dropout(DROPOUT)
-      nn.init.normal_(self.items.weight, std=0.02)
-
-    def forward(self, items):
-      length = items.shape[1]
-      x = self.items(items) * self.items.embedding_dim**0.5
-      x = self.drop(x + self.positions(torch.arange(length)))
-      mask = nn.Transformer.generate_square_subsequent_mask(length)
-      for block in self.blocks:
-        x = block(x, mask)
-      return self.norm(x)
-
-  model = SASRec(FLAGS.dim)
+  model = torch_sasrec.make(
+    num_items, length=FLAGS.length, dim=FLAGS.dim, layers=NUM_LAYERS, heads=NUM_HEADS,
+    mlp_dim=FLAGS.dim, dropout=DROPOUT,
+  )  # fmt: skip
   optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
   users = np.flatnonzero(train.lengths > 1)
   rng = np.random.default_rng(0)
 
   def take() -> int:
     chosen = rng.choice(users, FLAGS.users, replace=False)
-    items = np.full((FLAGS.users, FLAGS.length), num_items)
-    labels = np.full((FLAGS.users, FLAGS.length), -100)
-    for row, user in enumerate(chosen):
-      history = train.row(user)[-(FLAGS.length + 1) :]
-      items[row, : len(history) - 1], labels[row, : len(history) - 1] = history[:-1], history[1:]
-    items_tensor, labels_tensor = torch.from_numpy(items), torch.from_numpy(labels)
-    hidden = model(items_tensor)
+    items, labels = torch_sasrec.rows(train, chosen, length=FLAGS.length, padding=num_items)
+    real = labels != torch_sasrec.IGNORED
+    positions = int(real.sum())
+    hidden = model(items)
     if gathered:
-      real = labels_tensor != -100
-      hidden, labels_tensor = hidden[real], labels_tensor[real]
-    logits = hidden @ model.items.weight[:num_items].T
-    loss = nn.functional.cross_entropy(
-      logits.reshape(-1, num_items), labels_tensor.reshape(-1), ignore_index=-100
+      hidden, labels = hidden[real], labels[real]
+    loss = torch.nn.functional.cross_entropy(
+      model.logits(hidden).reshape(-1, num_items), labels.reshape(-1)
     )
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     assert torch.isfinite(loss)
-    return int((labels >= 0).sum())
+    return positions
 
   return take, {"parameters": sum(p.numel() for p in model.parameters())}
 
