@@ -24,8 +24,7 @@ class MeshTable:
   does so for a model.
 
   Attributes:
-    values: float `[V, d]`. Its rows are split over the axis `model` where that divides V; otherwise
-      every device has all.
+    values: float `[V, d]`. Losses split its rows over the axis `model`, which need not divide V.
     mesh: the other axes split the batch, where they divide it.
 
   Example:

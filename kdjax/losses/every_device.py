@@ -2,7 +2,8 @@
 
 Left to the compiler, a loop over blocks of a table that is split by rows gathers the whole table on
 every device, and sums the table's gradient over devices once a block. Here the loop runs inside
-`jax.shard_map`: rows stay where they are, and gradients are summed once.
+`jax.shard_map`: rows stay where they are, and gradients are summed once. Where the devices do not
+divide the rows, impossible items fill the catalogue up.
 """
 
 import math
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from kdjax.losses.common import FLOOR
 from kdjax.mesh_table import ROWS
 from kdjax.types import FactoredLogits
 
@@ -36,16 +38,20 @@ def on_every_device(
   Returns:
     What `fn` gives of all tokens and all rows.
   """
-  mesh, num_tokens, num_items = student.table.mesh, len(student.query), student.num_items
+  mesh, num_tokens = student.table.mesh, len(student.query)
+  args = (student._replace(table=student.table.values), given)
+  if missing := -student.num_items % mesh.shape.get(ROWS, 1):
+    args = jax.tree.map(lambda x: _fill_up(x, missing), args, is_leaf=_is_logits)
+  num_items = args[0].num_items
   batch = tuple(name for name in mesh.axis_names if name != ROWS)
   parts = math.prod(mesh.shape[name] for name in batch)
   divides = num_tokens % parts == 0
   tokens = PartitionSpec(batch) if divides else PartitionSpec()
-  axis = ROWS if mesh.shape.get(ROWS, 1) > 1 and num_items % mesh.shape[ROWS] == 0 else None
+  axis = ROWS if mesh.shape.get(ROWS, 1) > 1 else None
   rows = PartitionSpec(axis)
 
   def place(x: Any) -> Any:
-    if isinstance(x, FactoredLogits):
+    if _is_logits(x):
       of_rows = lambda leaf: rows if leaf.shape[:1] == (num_items,) else PartitionSpec()  # noqa: E731
       specs: Any = (tokens, *jax.tree.map(of_rows, x[1:]))
       return FactoredLogits(*specs)
@@ -55,11 +61,28 @@ def on_every_device(
     found = fn(axis, student, given)
     return found if by_token or not divides else jax.lax.psum(found, batch)
 
-  is_logits = lambda x: isinstance(x, FactoredLogits)  # noqa: E731
-  args = (student._replace(table=student.table.values), given)
   return jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=jax.tree.map(place, args, is_leaf=is_logits),
+    in_specs=jax.tree.map(place, args, is_leaf=_is_logits),
     out_specs=tokens if by_token else PartitionSpec(),
   )(*args)
+
+
+def _is_logits(x: Any) -> bool:
+  return isinstance(x, FactoredLogits)
+
+
+def _fill_up(x: Any, missing: int) -> Any:
+  """Logits of so many more items, all of them impossible; what is no logits stays as it is."""
+  if not _is_logits(x):
+    return x
+  num_items = x.num_items
+
+  def fill(leaf: Any, value: float = 0) -> Any:
+    if leaf.shape[:1] != (num_items,):
+      return leaf
+    return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), constant_values=value)
+
+  bias = jnp.zeros(num_items, jnp.float32) if x.bias is None else x.bias
+  return FactoredLogits(x.query, jax.tree.map(fill, x.table), fill(bias, FLOOR))

@@ -34,10 +34,12 @@ def _out_of(*path: str) -> list[Rule]:
   return [((*path, "kernel"), _ROWS)]
 
 
-# What the `model` axis splits of the families in `kdjax.models`: the first rule that fits counts.
+# What the `model` axis splits of the families in `kdjax.models`: the first rule that fits counts,
+# or a later one where the devices do not divide what that splits.
 MODEL_RULES: tuple[Rule, ...] = (
   (("position_embedding", "embedding"), PartitionSpec()),  # Small, and read by every token.
   (("embedding",), _ROWS),
+  (("embedding",), _COLUMNS),  # Losses turn it to rows: each device sends and gets its share once.
   (("item_bias",), _VECTOR),
   (("token_bias",), _VECTOR),
   # Attention by heads, each of which is a run of columns.
@@ -107,9 +109,10 @@ def shardings(
   """Where every leaf lies on the mesh.
 
   The first rule that fits a leaf's path says which axes the mesh axis `model` splits; where it does
-  not divide the axis, that stays whole. Of the other axes the largest that `fsdp` divides (the
-  first of equals) is split over that. Paths are compared from their ends, so that one rule serves
-  a parameter, its moments in the optimizer state and its pruning mask.
+  not divide them, the next one that fits; where none does, they stay whole. Of the other axes the
+  largest that `fsdp` divides (the first of equals) is split over that. Paths are compared from
+  their ends, so that one rule serves a parameter, its moments in the optimizer state and its
+  pruning mask.
 
   Args:
     tree: arrays, or anything with their shapes: params, or a whole `TrainState`.
@@ -130,9 +133,8 @@ def shardings(
   def place(path: Path, leaf: Any) -> NamedSharding:
     shape = jnp.shape(leaf)
     names: list[str | None] = [None] * len(shape)
-    for axis, name in enumerate(_spec_of(path, len(shape), rules)):
-      if name is not None and shape[axis] % mesh.shape[name] == 0:
-        names[axis] = name
+    for axis, name in enumerate(_spec_of(path, shape, mesh, rules)):
+      names[axis] = name
     free = [
       axis
       for axis, size in enumerate(shape)
@@ -147,12 +149,15 @@ def shardings(
   return map_with_path(place, tree)
 
 
-def _spec_of(path: Path, rank: int, rules: Sequence[Rule]) -> PartitionSpec:
+def _spec_of(
+  path: Path, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]
+) -> PartitionSpec:
   path = path[:-1] if path and path[-1] in _OF_QTENSOR else path
   for pattern, spec in rules:
     ends = path[-len(pattern) :]
     fits = len(ends) == len(pattern) and all(map(fnmatchcase, ends, pattern))
-    if fits and len(spec) <= rank:
+    pairs = zip(spec, shape, strict=False)
+    if fits and len(spec) <= len(shape) and all(n % mesh.shape[a] == 0 for a, n in pairs if a):
       return spec
   return PartitionSpec()
 
