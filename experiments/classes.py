@@ -1,5 +1,6 @@
 """Tasks of one label a case, images and texts: which of a few classes it is."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from experiments import logit_terms, loss_terms
 from experiments.loss_view import DenseLogits, Maker, View
 from experiments.tasks import Judgement, Task, label_loss_of, predict
-from kdjax import losses
+from kdjax import losses, serve
 from kdjax.layers import segment_mask
 from kdjax.metrics import classification
 from kdjax.models.linen import Sizes
@@ -40,13 +41,15 @@ def make_task(
     sizes: that the data decides.
     count: which of them is the number of classes.
     request: of `Task`.
-    block: cases judged at once.
+    block: cases judged at once; texts by their tokens.
     makers: the losses of --distill_losses.
   """
   train, num_classes = labels["train"], sizes[count]
 
   def judge(apply, params, part) -> Judgement:
-    logits, truth = predict(apply, params, inputs[part], size=block), labels[part]
+    texts = "segments" in inputs[part]  # Short ones cost what they hold.
+    predicted = serve.encode_texts if texts else functools.partial(predict, size=block)
+    logits, truth = predicted(apply, params, inputs[part]), labels[part]
     right = np.argmax(logits, axis=1) == truth
     log_probs = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
     loss = -np.take_along_axis(np.asarray(log_probs), truth[:, None], axis=1)[:, 0]

@@ -292,6 +292,11 @@ class FitConfig:
     "convolutions inside of a compiled loop are ten times slower there, or more.",
     lower=1,
   )
+  group_by_length: bool = option(
+    False,
+    "Classes of texts: batches of texts of like length, cut to it, so that short ones cost what they "
+    "hold; not with --stream.",
+  )
   stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")
   parallel: Literal["jit", "pmap"] = option("jit", "How several devices run the step.")
   data_devices: int | None = option(

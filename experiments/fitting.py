@@ -129,6 +129,7 @@ def fit_model(
     seed=fit.seed,
     resident=not fit.stream,
     mesh=mesh,
+    **_by_length(task, fit),
   )
   num_steps = count_steps(task, fit)
   augment = _with_draws(task.augment(fit), num_steps)
@@ -298,6 +299,22 @@ def _with_draws(augment: Callable[[Batch, Array], Batch] | None, num_steps: int)
     return {**batch, "noise": noise, "progress": jnp.full(rows, count / num_steps, jnp.float32)}
 
   return draw
+
+
+def _by_length(task: Task, fit: FitConfig) -> dict[str, Any]:
+  """What `loop.Feed` must know to group texts by length."""
+  if not fit.group_by_length:
+    return {}
+  if task.name != "text" or fit.stream:
+    raise ValueError(
+      "--group_by_length is for classes of texts (--model=bert, text_gru, text_cnn or static) that "
+      "are kept in memory: histories, and texts whose tokens are learned, share rows already; "
+      "leave it out, or --stream"
+    )
+  cut = ("tokens", "segments", "positions")
+  segments = np.asarray(task.arrays["segments"])
+  sizes = np.count_nonzero(segments, axis=1)
+  return {"cut": cut, "lengths": batches.round_lengths(sizes, segments.shape[1], per_octave=2)}
 
 
 def _rows_per_step(task: Task, fit: FitConfig) -> int:

@@ -167,9 +167,7 @@ def encode_texts(
   sizes = np.sum(np.asarray(rows["segments"]) != 0, axis=1)
   if not len(sizes):
     raise ValueError("no text to encode")
-  edges = [(4 + part) << octave for octave in range(1, 28) for part in range(4)]
-  longest = rows["segments"].shape[1]
-  lengths = np.minimum(np.array(edges)[np.searchsorted(edges, sizes)], longest)
+  lengths = batches.round_lengths(sizes, rows["segments"].shape[1])
   out = None
   for length in np.unique(lengths):
     of_length = np.nonzero(lengths == length)[0]

@@ -9,6 +9,7 @@ import numpy as np
 from kdjax.types import MASK, PAD
 
 Arrays = Mapping[str, np.ndarray]  # Row i of every array is example i.
+RUN = 8  # Steps in a row on rows of like lengths, where these decide the order.
 
 
 def pack_rows(
@@ -169,21 +170,57 @@ def append_mask(items: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
   return np.insert(items, offsets[1:], MASK), offsets + np.arange(len(offsets))
 
 
-def epoch_order(num_rows: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
+def round_lengths(sizes: np.ndarray, longest: int, *, per_octave: int = 4) -> np.ndarray:
+  """The next of few lengths, `per_octave` between a power of two and the next, `longest` at most.
+
+  Example:
+    >>> round_lengths(np.array([1, 9, 17, 33, 50]), 48).tolist()
+    [8, 10, 20, 40, 48]
+  """
+  edges = [
+    round(2**octave * (1 + part / per_octave))
+    for octave in range(3, 30)
+    for part in range(per_octave)
+  ]
+  return np.minimum(np.array(edges)[np.searchsorted(edges, sizes)], longest)
+
+
+def epoch_order(
+  num_rows: int, batch_size: int, *, seed: int, epoch: int, lengths: np.ndarray | None = None
+) -> np.ndarray:
   """Which rows every step of an epoch takes: int32 `[steps, batch_size]`.
 
   A pure function of its arguments, so a resumed run needs no iterator state. Rows that do not fill
   a last batch wait for another epoch's shuffle; fewer rows than one batch make a single step.
 
+  Args:
+    num_rows: R.
+    batch_size: rows of a batch.
+    seed: of the shuffles.
+    epoch: every one has its own.
+    lengths: int `[R]`, or None. Rows of a length then come together, in an order of their own every
+      epoch, in runs of `RUN` steps whose order is drawn.
+
   Example:
     >>> epoch_order(5, 2, seed=0, epoch=0).shape
     (2, 2)
+    >>> lengths = np.array([8, 16, 8, 16])
+    >>> lengths[epoch_order(4, 2, seed=0, epoch=0, lengths=lengths)].tolist()
+    [[8, 8], [16, 16]]
   """
-  order = np.random.default_rng([seed, epoch]).permutation(num_rows).astype(np.int32)
+  rng = np.random.default_rng([seed, epoch])
+  order = rng.permutation(num_rows).astype(np.int32)
   batch_size = min(batch_size, num_rows)
   steps = num_rows // batch_size
+  order = order[: steps * batch_size]
+  if lengths is not None:
+    order = order[np.argsort(lengths[order], kind="stable")]
+  order = order.reshape(steps, batch_size)
+  if lengths is not None:
+    runs = np.array_split(order, -(-steps // RUN))
+    order = np.concatenate([runs[place] for place in rng.permutation(len(runs))])
   # Sorted within a batch: the loss does not mind, and a memory-mapped file is read forwards.
-  return np.sort(order[: steps * batch_size].reshape(steps, batch_size), axis=1)
+  return np.sort(order, axis=1)
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:

@@ -1,6 +1,7 @@
 """The training loop: chunks of compiled steps, validation, checkpoints, early stop, resume."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import signal
@@ -63,6 +64,11 @@ class Feed(NamedTuple):
     seed: of the epochs' shuffles.
     resident: True puts all rows on the device once; False streams each chunk's rows to it.
     mesh: of the runner, over whose devices the rows are split; None for the one device.
+    lengths: int `[R]`, of how many positions each row makes use, or None. Rows of like length then
+      share a batch, whose `cut` arrays have as many columns as its longest row needs; each length
+      is a program of its own, so let there be few (`kdjax.data.batches.round_lengths`). For
+      resident rows.
+    cut: names of the arrays `[R, L]` of positions.
   """
 
   arrays: Mapping[str, np.ndarray]
@@ -70,6 +76,8 @@ class Feed(NamedTuple):
   seed: int = 0
   resident: bool = True
   mesh: Mesh | None = None
+  lengths: np.ndarray | None = None
+  cut: tuple[str, ...] = ()
 
   @property
   def num_rows(self) -> int:
@@ -210,11 +218,21 @@ def _chunks(
 ) -> Iterator[tuple[Any, np.ndarray, int]]:
   """Arrays, which rows of them each step takes, and how many steps, from step `start` on.
 
-  A chunk ends with its epoch and at every validation, so that a resumed run makes the same chunks.
+  A chunk ends with its epoch and at every validation, so that a resumed run makes the same chunks,
+  and where batches are cut to their lengths, before one of another length.
   """
   per_epoch, batch_size = feed.steps_per_epoch, min(feed.batch_size, feed.num_rows)
   if feed.resident:
-    resident = placement.put_rows(feed.arrays, feed.mesh)
+    whole = placement.put_rows(feed.arrays, feed.mesh)
+
+    @functools.cache
+    def resident(length: int | None) -> dict[str, Array]:
+      """The rows with so many columns."""
+      cut = {name: feed.arrays[name][:, :length] for name in feed.cut}
+      return whole if length is None else {**whole, **placement.put_rows(cut, feed.mesh)}
+
+  elif feed.lengths is not None:
+    raise ValueError("rows that are streamed are not grouped by length; keep them resident")
   else:
     epochs = -(-num_steps // per_epoch)
     stream = batches.stream(
@@ -232,11 +250,17 @@ def _chunks(
     count = min(steps_per_call, per_epoch - nth, every - step % every, num_steps - step)
     if feed.resident:
       if epoch != order_epoch:
-        order = batches.epoch_order(feed.num_rows, batch_size, seed=feed.seed, epoch=epoch)
+        order = batches.epoch_order(
+          feed.num_rows, batch_size, seed=feed.seed, epoch=epoch, lengths=feed.lengths
+        )
         order_epoch = epoch
+      length = None
+      if feed.lengths is not None:
+        needed = feed.lengths[order[nth : nth + count]].max(axis=1)
+        length, count = int(needed[0]), int(np.argmin(np.append(needed == needed[0], False)))
       index = np.zeros((steps_per_call, batch_size), np.int32)
       index[:count] = order[nth : nth + count]
-      yield resident, index, count
+      yield resident(length), index, count
     else:
       rows = [next(stream) for _ in range(count)]
       rows += [rows[0]] * (steps_per_call - count)  # One shape for every chunk: never run.

@@ -86,6 +86,22 @@ def test_an_epoch_takes_every_row_at_most_once_and_epochs_differ():
   assert batches.steps_per_epoch(3, 10) == 1
 
 
+def test_rows_of_like_length_share_batches():
+  lengths = np.random.default_rng(0).choice([8, 12, 16, 64], 803)
+  first, second = (
+    batches.epoch_order(803, 10, seed=1, epoch=epoch, lengths=lengths) for epoch in (0, 1)
+  )
+  assert first.shape == (80, 10)
+  assert len(np.unique(first)) == 800
+  of_batches = lengths[first]
+  assert np.sum(of_batches.min(axis=1) < of_batches.max(axis=1)) <= 3  # One between two lengths.
+  longest = of_batches.max(axis=1)
+  assert np.count_nonzero(np.diff(longest)) < 20  # Batches of a length follow each other,
+  assert np.any(np.diff(longest) < 0)  # but not from the shortest to the longest.
+  shared = lambda order: {tuple(row) for row in order.tolist()}  # noqa: E731
+  assert not shared(first) & shared(second)
+
+
 def test_a_stream_starts_anywhere_and_restores_its_state():
   arrays = {"x": np.arange(40).reshape(20, 2)}
   whole = list(batches.stream(arrays, 6, seed=3, num_epochs=2))

@@ -48,6 +48,15 @@ def test_every_family_trains_and_distils(trained, tmp_path, family):
   assert any(name.startswith("train/distill") for name in json.loads(lines[0]))
 
 
+def test_texts_are_grouped_by_length(tmp_path):
+  result = train.run(tiny.train_config("static", group_by_length=True), tmp_path / "run")
+  assert result["training"]["steps"] > 1
+  for family, options in (("sasrec", {}), ("static", {"stream": True})):
+    config = tiny.train_config(family, group_by_length=True, **options)
+    with pytest.raises(ValueError, match=r"--group_by_length is for classes of texts"):
+      train.run(config, tmp_path / f"wrong-{family}")
+
+
 def test_frozen_parameters_stay(trained, tmp_path):
   config = tiny.train_config(freeze=("item_embedding", "block_0/attention"))
   train.run(config, tmp_path / "frozen")
