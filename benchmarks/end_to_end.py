@@ -1,7 +1,8 @@
-"""From a log to a small int8 model: wall time against plain PyTorch, and how it grows.
+r"""From a log to a small int8 model: wall time against plain PyTorch, and how it grows.
 
     python -m benchmarks.end_to_end --data=../shared/data/amazon-video-games
-    python -m benchmarks.end_to_end --data=../shared/data/movielens-small --torch_steps=0
+    python -m benchmarks.end_to_end --data=synthetic --epochs=30 --recovery_epochs=10 \
+      --torch_steps=0 --torch_users=0
     python -m benchmarks.end_to_end --grow=items
     python -m benchmarks.end_to_end --grow=users
 
@@ -23,6 +24,7 @@ Growth is over logs of random events, where every item has one: an epoch a stage
 the whole catalogue. Each run of this script keeps what others wrote to the file.
 """
 
+import importlib.metadata
 import itertools
 import json
 import math
@@ -259,7 +261,7 @@ def against_torch(work: pathlib.Path) -> dict[str, Any]:
     "sides": found,
     "times ours": times,
     "target": {"times torch plain": TARGET, "met": times["torch plain"] >= TARGET},
-    "made_with": made_with(),
+    "made_with": {**made_with(), "torch": importlib.metadata.version("torch")},
   }
 
 

@@ -84,6 +84,16 @@ ROWS = (
     ("times padded",),
   ),
   (
+    "wall time from the log amazon-video-games to a pruned int8 student, padded PyTorch over ours",
+    "end_to_end",
+    ("against torch", "amazon-video-games", "times ours", "torch plain"),
+  ),
+  (
+    "the same, PyTorch that drops padding before the logits",
+    "end_to_end",
+    ("against torch", "amazon-video-games", "times ours", "torch gathered"),
+  ),
+  (
     "steps a second, table of 2 million rows, 1,024 pairs of 4 negatives, lazy against dense Adam",
     "lazy_rows",
     ("speed", "cases", "4 negatives", "times_faster"),
