@@ -16,6 +16,13 @@ from kdjax import report
 ROOT = pathlib.Path(__file__).resolve().parent
 
 LOGS = ("movielens-1m", "amazon-beauty", "movielens-small")
+# Studies of texts, whose tables the README shows as their scripts wrote them.
+TEXTS = {
+  "sst2": "sst2/classification.md",
+  "cranfield": "cranfield/search.md",
+  "beauty-texts": "amazon-beauty/texts.md",
+  "sst2-decoders": "sst2/decoder_distillation.md",
+}
 # What is measured, the script, and where its file keeps the ratio.
 ROWS = (
   (
@@ -217,6 +224,9 @@ def blocks() -> dict[str, str]:
     tables["losses"] = studied
   if compressed := sparsity():
     tables["sparsity"] = compressed
+  for name, file in TEXTS.items():
+    if (path := ROOT / "results" / file).exists():
+      tables[name] = path.read_text(encoding="utf-8").strip()
   return {"speed": speeds(), **tables}
 
 
