@@ -251,17 +251,24 @@ def against_torch(work: pathlib.Path) -> dict[str, Any]:
   own = found["kdjax"]["seconds"]
   times = {name: round(side["seconds"] / own, 2) for name, side in found.items() if name != "kdjax"}
   return {
-    "command": " ".join(["python -m benchmarks.end_to_end", *sys.argv[1:]]),
+    **about(torch=importlib.metadata.version("torch")),
     "users": dataset.num_users,
     "items": dataset.num_items,
-    "epochs": [FLAGS.epochs, FLAGS.epochs, FLAGS.recovery_epochs],
-    "teacher_dim": FLAGS.dim,
     "torch steps of a stage": FLAGS.torch_steps or "all",
     "torch users of a judgement": FLAGS.torch_users or "all",
     "sides": found,
     "times ours": times,
     "target": {"times torch plain": TARGET, "met": times["torch plain"] >= TARGET},
-    "made_with": {**made_with(), "torch": importlib.metadata.version("torch")},
+  }
+
+
+def about(**versions: str) -> dict[str, Any]:
+  """What every part of the file says of how it came about."""
+  return {
+    "command": " ".join(["python -m benchmarks.end_to_end", *sys.argv[1:]]),
+    "epochs": [FLAGS.epochs, FLAGS.epochs, FLAGS.recovery_epochs],
+    "teacher_dim": FLAGS.dim,
+    "made_with": {**made_with(), **versions},
   }
 
 
@@ -294,15 +301,12 @@ def grow(work: pathlib.Path) -> dict[str, Any]:
     for a, b in itertools.pairwise(sizes)
   }
   return {
-    "command": " ".join(["python -m benchmarks.end_to_end", *sys.argv[1:]]),
+    **about(),
     "others": FLAGS.other,
     "events of a user": FLAGS.events,
-    "epochs": [FLAGS.epochs, FLAGS.epochs, FLAGS.recovery_epochs],
-    "teacher_dim": FLAGS.dim,
     "sizes": found,
     "exponents": exponents,
     "target": {"exponent": EXPONENT, "met": max(exponents.values()) <= EXPONENT},
-    "made_with": made_with(),
   }
 
 
