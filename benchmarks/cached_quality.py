@@ -6,8 +6,8 @@ A SASRec teacher is trained once. Students learn from it by KL beside the labels
 every step (`live`), and the same from what `experiments.cache_teacher` writes: its best logits of
 every position in bfloat16 with the exact mass of all others, which is another loss, where the rest
 is one item (`cached`); or those and as many draws from the rest, whose gradients are the live ones
-in expectation (`drawn`). Shuffles and first weights of a seed are the same for all. What is asked is
-whether means of test NDCG@10 are within one standard error of their difference. Epochs and rates
+in expectation (`drawn`). Shuffles and first weights of a seed are the same for all. What is asked
+is whether means of test NDCG@10 are within one standard error of their difference. Epochs and rates
 are those of `benchmarks.loss_study`; nothing is tuned here. A stopped run goes on.
 """
 
