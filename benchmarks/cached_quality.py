@@ -35,7 +35,9 @@ GAMES_FIT = FitConfig(
 )
 
 
-def run(dataset: str, data: pathlib.Path, work: pathlib.Path, top_k: int) -> dict[str, Any]:
+def run(
+  dataset: str, data: pathlib.Path, work: pathlib.Path, *, top_k: int, drawn: bool
+) -> dict[str, Any]:
   """Trains what is missing, and compares."""
   if dataset == GAMES:
     log, model, fit = DataConfig(max_length=50), GAMES_TEACHER, GAMES_FIT
@@ -47,7 +49,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, top_k: int) -> dic
   taught = train.run(train.Config(log, model, fit), teacher)
   weights = DistillConfig(label_weight=LABELS, distill_weight=KL)
   own = {LIVE: ((str(teacher),), weights)}
-  for name, samples in ((CACHED, 0), (DRAWN, top_k)):
+  for name, samples in ((CACHED, 0), (DRAWN, top_k))[: 1 + drawn]:
     cache = work / (f"cache-{top_k}" + f"-drawn-{samples}" * bool(samples))
     cache_teacher.run(
       cache_teacher.Config(teacher=str(teacher), top_k=top_k, samples=samples, data=log), cache
@@ -83,7 +85,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, top_k: int) -> dic
     "sides": sides,
     "mean": {name: float(np.mean(tests(runs))) for name, runs in sides.items()},
     "deviation": {name: float(np.std(tests(runs), ddof=1)) for name, runs in sides.items()},
-    "against live": {name: compare(sides[LIVE], sides[name]) for name in (CACHED, DRAWN)},
+    "against live": {name: compare(sides[LIVE], sides[name]) for name in list(own)[1:]},
   }
 
 
@@ -109,7 +111,8 @@ def main(argv: list[str]) -> None:
   """Runs one log and writes its result file."""
   del argv
   dataset, data, work = studies.places()
-  result = run(dataset, data, work, flags.FLAGS.top_k)
+  options = flags.FLAGS
+  result = run(dataset, data, work, top_k=options.top_k, drawn=options.drawn)
   out = studies.RESULTS / dataset / "cached_quality.json"
   out.parent.mkdir(parents=True, exist_ok=True)
   out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -120,4 +123,5 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   studies.define_flags((*CONFIGS, GAMES), GAMES)
   flags.DEFINE_integer("top_k", 100, "Logits that are kept of a position.", lower_bound=1)
+  flags.DEFINE_bool("drawn", True, "Also students of draws from the rest.")
   app.run(main)

@@ -202,6 +202,24 @@ def sparsity() -> str:
   return "\n".join(lines)
 
 
+def cached() -> str:
+  """The Markdown table of students of cached teachers beside those of live ones, a log a line."""
+  lines = [
+    "| log | teacher | live | its best 100 and the mass of the rest | with draws from the rest |",
+    "|---|---:|---:|---:|---:|",
+  ]
+  for path in sorted((ROOT / "results").glob("*/cached_quality.json")):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    mean, deviation = result["mean"], result["deviation"]
+    cells = [
+      f"{mean[name]:.4f} ± {deviation[name]:.4f}" if name in mean else ""
+      for name in ("live", "cached", "drawn")
+    ]
+    teacher = f"{result['teacher']['test']:.4f}"
+    lines.append(f"| {path.parent.name} | {teacher} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
 def measured() -> list[str]:
   """The logs whose comparison has been run."""
   return [name for name in LOGS if (ROOT / "results" / name / "result.json").exists()]
@@ -227,7 +245,7 @@ def blocks() -> dict[str, str]:
   for name, file in TEXTS.items():
     if (path := ROOT / "results" / file).exists():
       tables[name] = path.read_text(encoding="utf-8").strip()
-  return {"speed": speeds(), **tables}
+  return {"speed": speeds(), "cached": cached(), **tables}
 
 
 def main(argv):
