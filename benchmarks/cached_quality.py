@@ -70,7 +70,8 @@ def run(
         "seconds": found["training"]["seconds"],
       })  # fmt: skip
   return {
-    "command": f"python -m benchmarks.cached_quality --dataset={dataset}",
+    "command": f"python -m benchmarks.cached_quality --dataset={dataset}"
+    + " --nodrawn" * (not drawn),
     "metric": "ndcg@10",
     "top_k": top_k,
     "teacher": {

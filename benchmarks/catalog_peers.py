@@ -38,6 +38,7 @@ from kdjax.types import FactoredLogits
 SIZES = {"tokens": 1024, "items": 100_000, "width": 32, "teacher_width": 128}
 MILLION = {"tokens": 1024, "items": 1_000_000, "width": 32, "teacher_width": 128}
 PEERS = {"torch": "torch", "liger": "liger_kernel"}
+PAUSE = 0.5  # Seconds before a call: threads of OpenMP go on spinning after PyTorch's.
 TARGETS = {"torch": 3.5, "liger": 3.5, "dense": 1.9}
 FILTER_EPS = 1e-3
 SLOPE = 200.0  # What the logits of the filtered case fall by along the catalogue.
@@ -124,6 +125,7 @@ def alternate(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
   for round_ in range(rounds + 1):
     for name, call in calls.items():
       gc.collect()
+      time.sleep(PAUSE)
       begin = time.perf_counter()
       call()
       if round_:
