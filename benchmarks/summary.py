@@ -101,6 +101,16 @@ ROWS = (
     ("against torch", "amazon-video-games", "times ours", "torch gathered"),
   ),
   (
+    "exponent of our wall time, from 100 thousand to a million users",
+    "end_to_end",
+    ("growth", "users", "exponents", "100,000 to 1,000,000"),
+  ),
+  (
+    "the same, items",
+    "end_to_end",
+    ("growth", "items", "exponents", "100,000 to 1,000,000"),
+  ),
+  (
     "steps a second, table of 2 million rows, 1,024 pairs of 4 negatives, lazy against dense Adam",
     "lazy_rows",
     ("speed", "cases", "4 negatives", "times_faster"),

@@ -173,6 +173,14 @@ def append_mask(items: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 def round_lengths(sizes: np.ndarray, longest: int, *, per_octave: int = 4) -> np.ndarray:
   """The next of few lengths, `per_octave` between a power of two and the next, `longest` at most.
 
+  Args:
+    sizes: int `[N]`, how many positions are needed.
+    longest: how many there are.
+    per_octave: how many lengths from one power of two on, from 8 on.
+
+  Returns:
+    int `[N]`, none below its size where that is `longest` at most.
+
   Example:
     >>> round_lengths(np.array([1, 9, 17, 33, 50]), 48).tolist()
     [8, 10, 20, 40, 48]
