@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 _FLOAT = 4  # Bytes: parameters, optimizer state and gradients are float32.
-# Logits in a block, and kept on a CPU: see `kdjax.losses.blocks`.
-_BLOCK, _DEVICE_BLOCK, _KEPT = 2**20, 2**26, 2**24
+# Logits in a block; kept on a CPU, of tables how wide: see `kdjax.losses.blocks`.
+_BLOCK, _DEVICE_BLOCK, _KEPT, _KEPT_BLOCK, _KEPT_WIDTH = 2**20, 2**26, 2**24, 2**19, 48
 
 
 class Sizes(NamedTuple):
@@ -174,7 +174,9 @@ def _logits(job: Job, split: Split, host: bool) -> float:
     return 2 * models * min(tokens * items, _DEVICE_BLOCK)
   kept = min(128, tokens // 8, _KEPT // items) // 8 * 8
   if items > 16384 and kept >= 64:
-    return models * kept * items
+    tables = (job.student, job.teacher) if job.teacher else (job.student,)
+    wide = sum(table.dim >= _KEPT_WIDTH for table in tables)
+    return kept * (wide * items + 3 * models * (_KEPT_BLOCK // kept))
   return 3 * models * min(tokens * items, _BLOCK)
 
 

@@ -3,8 +3,9 @@
 A block of logits is sized to stay in cache. Small catalogues are cut along the tokens only, so that
 every exponential is taken once; large ones also along the items. What the gradients need of a block
 waits for the log-normaliser: where a few tokens against all items fit in little memory, their
-exponentials are kept, elsewhere the logits are computed twice. Matrix products run in the dtype of
-their inputs with float32 accumulation.
+exponentials are kept if the table is wide; elsewhere the logits are computed twice, for memory is
+slower than narrow products. Matrix products run in the dtype of their inputs with float32
+accumulation.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR
+from kdjax.losses.exponentials import exp
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
@@ -25,6 +27,7 @@ _TOKENS = 1024  # Tokens in a block otherwise.
 _KEPT_TOKENS = 128
 _KEPT = 2**24
 _KEPT_BLOCK = 2**19  # Logits in a block of theirs.
+_KEPT_WIDTH = 48  # Of narrower tables, logits cost less to compute again than to keep.
 _DEVICE_BLOCK = 2**26  # Logits in a block on a GPU or TPU, 256 MB: not measured there yet.
 
 Stats = tuple[Array, Array]  # Of logits [T, v]: the maximum, the sum of exp(z - maximum); [T, 1].
@@ -39,7 +42,7 @@ class Blocks(NamedTuple):
     items: of a block.
     axis: the mesh axis over which the rows of the tables are split, or None. Every device then
       sweeps over its own, and what is summed over items is summed over the axis.
-    keep: exponentials of all blocks of items until the log-normaliser is known.
+    keep: exponentials of all blocks of items until the log-normaliser is known, if dear.
   """
 
   tokens: int
@@ -196,6 +199,11 @@ def block_logits(model: FactoredLogits, start: Array | int, size: int) -> Array:
   return logits + jax.lax.dynamic_slice_in_dim(bias, start, size).astype(jnp.float32)[None, :]
 
 
+def worth_keeping(model: FactoredLogits) -> bool:
+  """Whether exponentials of its logits cost less to keep than to find again."""
+  return model.query.shape[-1] >= _KEPT_WIDTH
+
+
 def without(logits: Array, skip: Array | None, start: Array | int) -> Array:
   """Logits `[T, size]` of a block that begins at `start`, `FLOOR` for the items `skip [T, k]`."""
   if skip is None:
@@ -230,7 +238,7 @@ def whole_stats(
   """Of logits of all items at once: exp(z - maximum), and the `Stats`."""
   tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
   # The barrier keeps XLA from taking the exponentials again in every consumer.
-  powers = jax.lax.optimization_barrier(jax.tree.map(lambda z, top: jnp.exp(z - top), logits, tops))
+  powers = jax.lax.optimization_barrier(jax.tree.map(lambda z, top: exp(z - top), logits, tops))
   own = {name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()}
   stats = blocks.joined(own)
   if blocks.axis is not None:

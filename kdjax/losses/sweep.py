@@ -14,13 +14,16 @@ from kdjax.losses.blocks import (
   Blocks,
   Gradients,
   Stats,
+  Sums,
   add_found,
   block_gradients,
   block_logits,
   no_sums,
   over_tokens,
   scan_items,
+  worth_keeping,
 )
+from kdjax.losses.exponentials import exp
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
@@ -48,6 +51,11 @@ class Mix(NamedTuple):
   teacher: Array | float = 1.0
   scale: Array | float = 1.0
   temperature: Array | float | None = None
+
+  @property
+  def own(self) -> str:
+    """The softmax that the labels are compared with."""
+    return "student" if self.temperature is None else "unscaled"
 
   @property
   def label_slope(self) -> Array | float:
@@ -118,18 +126,23 @@ def sweep(
   if target.labels is not None:
     target = target._replace(labels=blocks.own(target.labels, student.num_items))
 
-  def step(sums, x):
+  def step(carry, x):
     (query, labels, teacher_query, known), weight = x
     student = FactoredLogits(query, table, bias)
     teacher = target.teacher and target.teacher._replace(query=teacher_query)
     own = Target(labels, teacher)
-    known, d_query, sums = _tokens(student, own, mix, weight, known, sums, blocks, filter_eps)
-    return sums, (known, d_query)
+    known, d_query, carry = _tokens(student, own, mix, weight, known, carry, blocks, filter_eps)
+    return carry, (known, d_query)
 
-  sums = no_sums(table, bias, query, target, mix, weight) if with_grads else None
+  sums, room = None, {}
+  if with_grads:
+    sums = no_sums(table, bias, query, target, mix, weight)
+    if known is None:
+      room = _room(student, target, mix, blocks)
+    room = vary_as(room, student, target, mix, weight)
   teacher_query = None if target.teacher is None else target.teacher.query
   tokens = (query, target.labels, teacher_query, known)
-  sums, (known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
+  (sums, _), (known, d_query) = over_tokens(step, blocks, tokens, weight, (sums, room))
   found = Swept(known.losses.mixed(mix), known.losses, known)
   if sums is None:
     return found
@@ -139,69 +152,105 @@ def sweep(
   return found._replace(grads=grads._replace(query=blocks.total(grads.query)))
 
 
-def _tokens(
-  student: FactoredLogits, target: Target, mix: Mix, weight, known, sums, blocks: Blocks, filter_eps
-):
-  """A block of tokens against all items: what is known, d_query, `sums` with its share added."""
-  num_items, size = student.num_items, blocks.items
-  labels, teacher = target
-  # A softmax by name, each with its share of the gradient by the logits `u`.
+def _shares(target: Target, mix: Mix) -> dict[str, Any]:
+  """A softmax by name, each with its share of the gradient by the logits `u`."""
   shares = {}
-  own = "student" if mix.temperature is None else "unscaled"
-  if teacher is not None:
+  if target.teacher is not None:
     share = mix.teacher * mix.scale
     shares = {"student": share, "teacher": -share}
-  if labels is not None:
-    shares[own] = shares.get(own, 0.0) + mix.label_slope
+  if target.labels is not None:
+    shares[mix.own] = shares.get(mix.own, 0.0) + mix.label_slope
+  return shares
 
-  def all_logits(start):
-    logits = {"student": block_logits(student, start, size)}
-    if mix.temperature is not None and "unscaled" in shares:
+
+def _room(student: FactoredLogits, target: Target, mix: Mix, blocks: Blocks) -> dict[str, Array]:
+  """Where exponentials `[n, T, items]` of all blocks are kept: by name, of those worth it.
+
+  Blocks of tokens write to it in turn, for making room anew would fill it with zeros each time.
+  """
+  if not blocks.keep or blocks.items == student.num_items:
+    return {}
+  count = -(-student.num_items // blocks.items)
+  return {
+    name: jnp.zeros((count, blocks.tokens, blocks.items))
+    for name in _shares(target, mix)
+    if worth_keeping(target.teacher if name == "teacher" else student)
+  }
+
+
+def _tokens(
+  student: FactoredLogits,
+  target: Target,
+  mix: Mix,
+  weight: Array,
+  known: Known | None,
+  carry: tuple[Sums | None, dict[str, Array]],
+  blocks: Blocks,
+  filter_eps: float | None,
+):
+  """A block of tokens against all items: what is known, d_query, and the carry.
+
+  That is the sums, with its share added, and the room for exponentials.
+  """
+  num_items, size = student.num_items, blocks.items
+  (labels, teacher), (sums, room) = target, carry
+  shares = _shares(target, mix)
+
+  def all_logits(start, names=shares):
+    logits = {}
+    if {"student", "unscaled"} & set(names):
+      logits["student"] = block_logits(student, start, size)
+    if "unscaled" in names:
       logits["unscaled"] = logits["student"] * mix.temperature
-    if teacher is not None:
+    if "teacher" in names:
       logits["teacher"] = block_logits(teacher, start, size)
-    return {name: logits[name] for name in shares}
+    return {name: logits[name] for name in names}
 
   def exponentials(logits, tops, fresh):
-    powers = {name: jnp.exp(z - tops[name]) for name, z in logits.items()}
+    powers = {name: exp(z - tops[name]) for name, z in logits.items()}
     if fresh is not True:
       powers = {name: jnp.where(fresh, p, 0.0) for name, p in powers.items()}
-    # The barrier keeps XLA from taking the exponentials again in every consumer.
-    return jax.lax.optimization_barrier(powers)
+    return powers
 
-  keep = sums is not None and known is None and (blocks.keep or size == num_items)
-
-  def look(_, start, fresh, x):
-    del x
+  def look(room, start, fresh, i):
     logits = all_logits(start)
     # Of items seen before too: any top will do that no logit exceeds.
     tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
-    powers = exponentials(logits, tops, fresh)
+    # The barrier keeps XLA from taking the exponentials again in every consumer.
+    powers = jax.lax.optimization_barrier(exponentials(logits, tops, fresh))
     totals = jax.tree.map(lambda p: jnp.sum(p, axis=-1, keepdims=True), powers)
-    label = None if labels is None else _label_logit(logits[own], labels - start, fresh)
+    label = None if labels is None else _label_logit(logits[mix.own], labels - start, fresh)
     gap = None
     if teacher is not None:
       gap = powers["teacher"] * (logits["teacher"] - logits["student"])
       gap = jnp.sum(gap, axis=-1, keepdims=True)
       gap -= totals["teacher"] * (tops["teacher"] - tops["student"])
-    return None, (Part(tops, totals, label, gap), powers if keep else None)
+    if size == num_items:
+      room = {name: p[None] for name, p in powers.items()}
+    else:
+      room = {
+        name: jax.lax.dynamic_update_index_in_dim(kept, powers[name], i, 0)
+        for name, kept in room.items()
+      }
+    return room, Part(tops, totals, label, gap)
 
-  powers = None
+  count = -(-num_items // size)
+  scales = {}
   if known is None:
-    _, (parts, powers) = scan_items(look, num_items, size, None)
-    known, scales = _join(parts, mix, own, blocks, filter_eps)
+    room, parts = scan_items(look, num_items, size, room, jnp.arange(count))
+    known, scales = _join(parts, mix, blocks, filter_eps)
+  left = {} if size == num_items else room
   if sums is None:
-    return known, None, None
+    return known, None, (None, left)
   slopes = {name: share * weight[:, None] / known.stats[name][1] for name, share in shares.items()}
+  kept_slopes = {name: slopes[name][None] * scales[name] for name in room}
 
   def gradients(start, fresh, i):
-    if powers is None:
-      tops = {name: top for name, (top, _) in known.stats.items()}
-      parts = exponentials(all_logits(start), tops, fresh)
-      residual = sum(parts[name] * slope for name, slope in slopes.items())
-    else:
-      residual = sum(powers[name][i] * (slope * scales[name][i]) for name, slope in slopes.items())
-    return block_gradients(student, start, residual)
+    tops = {name: known.stats[name][0] for name in slopes if name not in room}
+    again = exponentials(all_logits(start, tops), tops, fresh)
+    parts = [part * slopes[name] for name, part in again.items()]
+    parts += [kept[i] * kept_slopes[name][i] for name, kept in room.items()]
+    return block_gradients(student, start, functools.reduce(jnp.add, parts))
 
   bias = None if student.bias is None else jnp.zeros(size)
   nothing = Gradients(
@@ -218,7 +267,6 @@ def _tokens(
       found = jax.lax.cond(tiny, lambda: nothing, lambda: gradients(start, fresh, i))
     return add_found(d_query, sums, start, found), None
 
-  count = -(-num_items // size)
   tiny = None
   if filter_eps is not None:
     items = jnp.minimum(size, num_items - size * jnp.arange(count))
@@ -229,10 +277,10 @@ def _tokens(
     tiny = functools.reduce(jnp.logical_and, small)
   carry = (nothing.query, vary_as(sums, student, target, mix, weight))
   (d_query, sums), _ = scan_items(add, num_items, size, carry, (jnp.arange(count), tiny))
-  return known, d_query, sums
+  return known, d_query, (sums, left)
 
 
-def _join(parts: Part, mix: Mix, own: str, blocks: Blocks, filter_eps):
+def _join(parts: Part, mix: Mix, blocks: Blocks, filter_eps):
   """`Known`, and exp(top of a block - top) `[n, T, 1]` by name, from the parts of all blocks."""
   local = {}
   for name, tops in parts.tops.items():
@@ -245,7 +293,7 @@ def _join(parts: Part, mix: Mix, own: str, blocks: Blocks, filter_eps):
   losses = Losses(None, None)
   if parts.label is not None:
     logit = blocks.total(jnp.sum(parts.label, axis=0))
-    losses = losses._replace(label=(stats[own][0] - logit)[:, 0] + logs[own])
+    losses = losses._replace(label=(stats[mix.own][0] - logit)[:, 0] + logs[mix.own])
   if parts.gap is not None:
     gap = parts.gap + parts.totals["teacher"] * (lower["teacher"] - lower["student"])
     gap = blocks.total(jnp.sum(scales["teacher"] * gap, axis=0)) / stats["teacher"][1]

@@ -63,10 +63,13 @@ def test_bfloat16_multiplies_in_bfloat16_and_adds_in_float32(name, block):
     np.testing.assert_allclose(half, whole, atol=0.02 * float(jnp.max(jnp.abs(whole))))
 
 
+@pytest.mark.parametrize("kept_width", [0, 8, 99])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_way_to_cut_gives_the_same(name, monkeypatch):
+def test_every_way_to_cut_gives_the_same(name, kept_width, monkeypatch):
   """Whole, in ragged blocks, with exponentials kept, and as the shapes would have it elsewhere."""
   student, rest, found = logits(6, 0, jnp.float32), WHOLE[name], []
+  monkeypatch.setattr(blocks, "_KEPT_WIDTH", kept_width)  # Of all, the wider ones, none.
+  jax.clear_caches()
   for chosen in (
     blocks.Blocks(TOKENS, ITEMS),
     blocks.Blocks(8, 16),
