@@ -83,8 +83,8 @@ def encoders(data: pathlib.Path, turns: int) -> dict[str, Any]:
         out[chosen] = torch.nn.functional.normalize(mean).numpy()
     return out
 
-  def ours(rows: dict[str, np.ndarray], tokens_per_call: int = 4096) -> np.ndarray:
-    return serve.encode_texts(model.apply, checkpoint.params, rows, tokens_per_call=tokens_per_call)
+  def ours(rows: dict[str, np.ndarray]) -> np.ndarray:
+    return serve.encode_texts(model.apply, checkpoint.params, rows)
 
   found: dict[str, Any] = {}
   rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def encoders(data: pathlib.Path, turns: int) -> dict[str, Any]:
     rows = {"tokens": tokens, "segments": ones, "positions": positions}
     calls = {
       "transformers": lambda rows=rows: torch_encode(rows, by_length=False),
-      "kdjax": lambda rows=rows, length=length: ours(rows, BATCH * length),
+      "kdjax": lambda rows=rows: ours(rows),
     }
     found[f"{length} tokens each"] = compared(calls, len(tokens), turns)
   titles = [

@@ -44,7 +44,9 @@ class Config:
   share: float = option(0.4, "Share of the words that a copy draws anew.", lower=0, upper=1)
   candidates: int = option(15, "Likeliest words that one is drawn from.", lower=1)
   seed: int = option(0, "Seed of which words, and of what they become.")
-  tokens_per_call: int = option(4096, "Positions of one call.", lower=1)
+  tokens_per_call: int | None = option(
+    None, "Positions of one call; what suits the device when not given.", lower=1
+  )
   progress: bool = option(True, "Draw a progress bar.")
   data: DataConfig = group(DataConfig)
 

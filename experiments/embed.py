@@ -34,7 +34,9 @@ class Config:
     "when not given.",
   )
   max_tokens: int = option(64, "Tokens of a text that are read.", lower=2)
-  tokens_per_call: int = option(4096, "Positions of one call.", lower=1)
+  tokens_per_call: int | None = option(
+    None, "Positions of one call; what suits the device when not given.", lower=1
+  )
   data: DataConfig = group(DataConfig)
 
 
