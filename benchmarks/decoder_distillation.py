@@ -64,6 +64,7 @@ STUDIED: dict[str, tuple[Choice, ...]] = {
 
 def run(dataset: str, data: pathlib.Path, work: pathlib.Path) -> dict[str, Any] | None:
   """Trains what is missing and, unless --only asks for a part, judges and times all."""
+  work = work / "decoders"  # Beside the runs of `benchmarks.text_classification`.
   texts = dataclasses.replace(DATA, dataset=str(data / dataset))
   fit = dataclasses.replace(FIT, epochs=FLAGS.epochs)
   teacher = train.run(train.Config(texts, TEACHER, fit), work / "teacher")
