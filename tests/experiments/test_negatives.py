@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import negatives, problems
 from experiments.config import DataConfig, FitConfig
@@ -41,3 +42,22 @@ def test_a_batch_gets_its_own_in_the_compiled_step():
   np.testing.assert_array_equal(first[:, 0], batch["items"])
   assert (np.asarray(first[:, 1:]) != np.asarray(second[:, 1:])).any()
   assert "callback" not in draw.lower(batch, jax.random.key(0)).compile().as_text()
+
+
+@pytest.mark.parametrize("num_items", [1, 1000, 10**6, 10**7])
+def test_every_one_of_millions_of_items_can_be_drawn(num_items):
+  counts = 1e8 / np.arange(1, num_items + 1)  # As often as Zipf has it.
+  mass = (counts + 1) ** 0.75
+  mass /= mass.sum()
+  log_q = np.log(mass).astype(np.float32)
+  ends = np.concatenate([[0], negatives.bounds(log_q).astype(np.float64), [2**32]])
+  drawn = np.diff(ends) / 2**32
+  assert drawn.min() > 0
+  assert np.abs(drawn - mass).sum() / 2 < 2e-3
+  few = negatives.sampler(log_q)(jax.random.key(0), (4096,))
+  assert int(few.min()) >= 0
+  assert int(few.max()) < num_items
+  # Half of the mass lies before the median, and half of the draws.
+  median = np.searchsorted(np.cumsum(mass), 0.5)
+  share = float(np.mean(np.asarray(few) <= median)) if num_items > 1 else 1.0
+  np.testing.assert_allclose(share, mass[: median + 1].sum(), atol=0.04)
