@@ -1,13 +1,14 @@
 """What to keep of a teacher over a catalogue, found without building its matrix."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kdjax.losses.blocks import (
   Blocks,
-  Stats,
   add_stats,
   block_logits,
   choose_blocks,
@@ -17,10 +18,13 @@ from kdjax.losses.blocks import (
   without,
 )
 from kdjax.losses.common import FLOOR, check_temperature, constant, floored
-from kdjax.losses.factored import scaled
+from kdjax.losses.every_device import on_every_device
+from kdjax.losses.factored import scaled, scaled_as_it_is
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK
+from kdjax.mesh_table import MeshTable
 from kdjax.order import top_k
+from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
 _ITEMS = 16384  # In a block: the more, the fewer of its best are merged with those of others.
@@ -61,8 +65,7 @@ def catalog_top_k_targets(
   model, leading = _flat(teacher, temperature)
   if not 1 <= k <= model.num_items:
     raise ValueError(f"k must lie in [1, {model.num_items}], got {k}")
-  blocks = choose_blocks(model.query.shape[0], model.num_items, block or _ITEMS)
-  found, _ = _top_k(model, k, blocks)
+  found = _find(lambda model, _, blocks: _top_k(model, k, blocks)[0], model, None, block)
   return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), found)
 
 
@@ -114,9 +117,8 @@ def catalog_sample_targets(
   model, leading = _flat(teacher, temperature)
   if not 0 <= keep < model.num_items:
     raise ValueError(f"keep must lie in [0, {model.num_items}), got {keep}")
-  noise = jax.random.uniform(key, (model.query.shape[0], num_samples))
-  blocks = choose_blocks(model.query.shape[0], model.num_items, block or _ITEMS)
-  found = _sample(model, noise, keep, blocks)
+  bits = jax.random.bits(key, (model.query.shape[0], num_samples), jnp.uint32)
+  found = _find(lambda model, bits, blocks: _sample(model, bits, keep, blocks), model, bits, block)
   return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), found)
 
 
@@ -128,7 +130,8 @@ def _flat(teacher, temperature) -> tuple[FactoredLogits, tuple[int, ...]]:
   check_temperature(temperature)
   teacher = constant(teacher)
   if isinstance(teacher, FactoredLogits):
-    return scaled(teacher, None, temperature), teacher.query.shape[:-1]
+    scale = scaled_as_it_is if isinstance(teacher.table, MeshTable) else scaled
+    return scale(teacher, None, temperature), teacher.query.shape[:-1]
   logits = floored(jnp.asarray(teacher, jnp.float32)) / temperature
   table = jnp.zeros([logits.shape[-1], 0])
   return FactoredLogits(logits.reshape(-1, logits.shape[-1]), table), logits.shape[:-1]
@@ -140,10 +143,24 @@ def _block(model: FactoredLogits, start, size: int) -> Array:
   return jax.lax.dynamic_slice_in_dim(model.query, start, size, axis=1)
 
 
+def _find(find: Callable[..., Any], model: FactoredLogits, given: Any, block: int | None) -> Any:
+  """`find(model, given, blocks)`, on every device of a mesh where the table lies on one."""
+
+  def on_device(axis, model, given):
+    query = vary_as(model.query, model, given, but=axis)
+    blocks = choose_blocks(len(query), model.num_items, block or _ITEMS, axis)
+    return find(model._replace(query=query), given, blocks)
+
+  if isinstance(model.table, MeshTable):
+    return on_every_device(on_device, model, given, by_token=True)
+  return on_device(None, model, given)
+
+
 @functools.partial(jax.jit, static_argnames=("k", "blocks"))
 def _top_k(model: FactoredLogits, k: int, blocks: Blocks) -> tuple[TopK, Array]:
   """The `TopK` `[T, k]`, and the largest logit `[T]`, from which its values count."""
   num_items, size = model.num_items, blocks.items
+  own_k = min(k, num_items)  # Of many devices one may have fewer items.
 
   def of_tokens(_, x):
     query, weight = x
@@ -152,42 +169,55 @@ def _top_k(model: FactoredLogits, k: int, blocks: Blocks) -> tuple[TopK, Array]:
     def add(carry, start, fresh):
       stats, values, ids = carry
       logits = jnp.where(fresh, _block(own, start, size), FLOOR)
-      best, places = top_k(logits, min(k, size))
+      best, places = top_k(logits, min(own_k, size))
       # What was found before stands first, so that of equal ones the lower id wins.
       values = jnp.concatenate([values, best], axis=1)
       ids = jnp.concatenate([ids, start + places], axis=1)
-      values, places = jax.lax.top_k(values, k)
+      values, places = jax.lax.top_k(values, own_k)
       return add_stats(stats, logits), values, jnp.take_along_axis(ids, places, axis=1)
 
     # Worse than any logit, so that no place stays empty.
-    empty = (jnp.full((len(weight), k), -jnp.inf), jnp.zeros((len(weight), k), jnp.int32))
-    carry: tuple[Stats, Array, Array] = (no_stats(jnp.zeros(weight.shape)), *empty)
+    shape = (len(weight), own_k)
+    empty = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+    carry = vary_as((no_stats(jnp.zeros(weight.shape)), *empty), own)
     if size == num_items:
-      (top, total), values, ids = add(carry, 0, True)
-    else:
-      (top, total), values, ids = over_items(add, num_items, size, carry)
-    shifted = jnp.where(values <= FLOOR / 2, FLOOR, values - top)
-    return None, (TopK(shifted, ids, jnp.log(total[:, 0])), top[:, 0])
+      return None, add(carry, 0, True)
+    return None, over_items(add, num_items, size, carry)
 
   weight = jnp.ones(model.query.shape[0])
-  return over_tokens(of_tokens, blocks, model.query, weight, None)[1]
+  stats, values, ids = over_tokens(of_tokens, blocks, model.query, weight, None)[1]
+  top, total = blocks.joined({"": stats})[""]
+  if blocks.axis is not None:
+    ids += jax.lax.axis_index(blocks.axis) * num_items
+    # Those of lower items stand first here too.
+    values, places = jax.lax.top_k(_of_all(values, blocks.axis), k)
+    ids = jnp.take_along_axis(_of_all(ids, blocks.axis), places, axis=1)
+  shifted = jnp.where(values <= FLOOR / 2, FLOOR, values - top)
+  return TopK(shifted, ids, jnp.log(total[:, 0])), top[:, 0]
+
+
+def _of_all(values: Array, axis: str) -> Array:
+  """`[T, n]` of every device of an axis beside each other, the same on all of them."""
+  places = jnp.zeros((jax.lax.axis_size(axis), *values.shape), values.dtype)
+  every = jax.lax.psum(places.at[jax.lax.axis_index(axis)].set(values), axis)
+  return jnp.swapaxes(every, 0, 1).reshape(len(values), -1)
 
 
 @functools.partial(jax.jit, static_argnames=("keep", "blocks"))
-def _sample(model: FactoredLogits, noise: Array, keep: int, blocks: Blocks) -> SampledTargets:
-  num_items, size, count = model.num_items, blocks.items, noise.shape[1]
+def _sample(model: FactoredLogits, bits: Array, keep: int, blocks: Blocks) -> SampledTargets:
+  num_items, size, count = model.num_items, blocks.items, bits.shape[1]
   kept, tops = _top_k(model, max(keep, 1), blocks)
   best = TopK(kept.values[:, :keep], kept.indices[:, :keep], kept.log_normalizer)
+  skip = blocks.own(best.indices, num_items)
+  axis = blocks.axis
 
   def of_tokens(_, x):
-    (query, best, top, noise), weight = x
+    (query, skip, log_z, bits), weight = x
     own = model._replace(query=query)
-    log_z = (top + best.log_normalizer)[:, None]
-    probs = jnp.exp(best.values - best.log_normalizer[:, None])
 
     def rest(start, fresh):
       logits = jnp.where(fresh, _block(own, start, size), FLOOR)
-      return jnp.exp(without(logits, best.indices, start) - log_z)
+      return jnp.exp(without(logits, skip, start) - log_z)
 
     def add_up(total, start, fresh):
       return total + jnp.sum(rest(start, fresh), axis=-1)
@@ -195,31 +225,48 @@ def _sample(model: FactoredLogits, noise: Array, keep: int, blocks: Blocks) -> S
     def find(carry, start, fresh):
       below, ids, last = carry
       masses = rest(start, fresh)
-      sums = below[:, None] + jnp.cumsum(masses, axis=-1)
+      # From the beginning of the block, where small differences are not rounded off.
+      draws = begin - below[:, None] + coarse + fine
       # The first item at which the sum exceeds a draw is as far as items whose sum does not.
       count_right = functools.partial(jnp.searchsorted, side="right")
+      sums = jnp.cumsum(masses, axis=-1)
       passed = jax.vmap(count_right)(sums, draws)
       stale = 0 if fresh is True else size - jnp.sum(fresh)  # Seen before: they add nothing.
       ids = ids + jnp.maximum(passed - stale, 0).astype(jnp.int32)
       columns = jnp.where(masses > 0, start + jnp.arange(size)[None, :], -1)
-      return sums[:, -1], ids, jnp.maximum(last, jnp.max(columns, axis=-1))
+      return below + sums[:, -1], ids, jnp.maximum(last, jnp.max(columns, axis=-1))
 
     def sweep(step, carry):
+      carry = vary_as(carry, own, skip, log_z, bits)
       if size == num_items:
         return step(carry, 0, True)
       return over_items(step, num_items, size, carry)
 
     zeros = jnp.zeros(weight.shape)
     total = sweep(add_up, zeros)
-    strata = (jnp.arange(count)[None] + noise) / count
-    draws = strata * total[:, None]
-    nothing = jnp.zeros((len(weight), count), jnp.int32)
-    _, ids, last = sweep(find, (zeros, nothing, jnp.zeros(weight.shape, jnp.int32)))
-    ids = jnp.minimum(ids, last[:, None])  # Sums are rounded: a draw may lie beyond the last one.
-    weights = jnp.broadcast_to(total[:, None] / count, ids.shape)
-    return None, SampledTargets(
-      jnp.concatenate([best.indices, ids], axis=1), jnp.concatenate([probs, weights], axis=1)
-    )
+    below = zeros
+    if axis is not None:
+      totals = _of_all(total[:, None], axis)
+      before = jnp.arange(totals.shape[1]) < jax.lax.axis_index(axis)
+      total, below = jnp.sum(totals, axis=1), jnp.sum(totals * before[None], axis=1)
+    # One draw from each stratum, to 32 bits of its width.
+    width = total[:, None] / count
+    begin = jnp.arange(count)[None] * width
+    coarse, fine = (bits >> 9) * (width * 2**-23), (bits & 511) * (width * 2**-32)
+    ids = jnp.zeros((len(weight), count), jnp.int32)
+    _, ids, last = sweep(find, (below, ids, jnp.full(weight.shape, -1, jnp.int32)))
+    if axis is not None:
+      # Items of other devices were passed, or were not, as they lie before a draw or after it.
+      last = jnp.where(last < 0, last, last + jax.lax.axis_index(axis) * num_items)
+      ids, last = jax.lax.psum(ids, axis), jax.lax.pmax(last, axis)
+    # Sums are rounded: a draw may lie beyond the last one.
+    ids = jnp.minimum(ids, jnp.maximum(last, 0)[:, None])
+    return None, (ids, jnp.broadcast_to(width, ids.shape))
 
-  tokens = (model.query, best, tops, noise)
-  return over_tokens(of_tokens, blocks, tokens, jnp.ones(len(noise)), None)[1]
+  log_z = (tops + kept.log_normalizer)[:, None]
+  tokens = (model.query, skip, log_z, bits)
+  ids, weights = over_tokens(of_tokens, blocks, tokens, jnp.ones(len(bits)), None)[1]
+  probs = jnp.exp(best.values - best.log_normalizer[:, None])
+  return SampledTargets(
+    jnp.concatenate([best.indices, ids], axis=1), jnp.concatenate([probs, weights], axis=1)
+  )

@@ -110,3 +110,15 @@ def test_no_array_of_tokens_times_items(find):
 def test_what_cannot_be_is_refused(teacher, call, message):
   with pytest.raises(ValueError, match=message):
     call(teacher)
+
+
+def test_draws_from_millions_of_items_are_even():
+  """Their shares are few steps of a float32 below 1."""
+  items = 3 * 2**20
+  teacher = FactoredLogits(jnp.zeros([8, 1]), jnp.zeros([items, 1]))
+  found = losses.catalog_sample_targets(jax.random.key(0), teacher, 1024)
+  drawn = np.asarray(found.indices).reshape(-1)
+  counts = np.bincount(drawn % 3, minlength=3)
+  expected = drawn.size / 3
+  assert np.sum((counts - expected) ** 2) / expected < 18.4  # 2 degrees of freedom: p > 1e-4.
+  np.testing.assert_allclose(np.quantile(drawn / items, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)

@@ -248,3 +248,35 @@ def test_looked_up_rows_and_their_gradient(mesh, items):
   sent = read_collectives(spread.lower(*place).compile().as_text())
   # What is added to a few rows travels, or all of a device's rows: whichever is less.
   assert sum(c.payload for c in sent) <= 4 * min(items * 3, TOKENS * 2 * (3 + 1))
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 11])
+@pytest.mark.parametrize("block", [None, 7])
+@pytest.mark.parametrize("items", [ITEMS, 70, 6])
+def test_targets_are_found_where_the_table_lies(mesh, items, block, tokens):
+  """Best items and draws of tables on a mesh, as of arrays; also with fewer items than asked for."""
+  teacher = of_items(TEACHER, items)
+  teacher = teacher._replace(query=teacher.query[:tokens], bias=teacher.bias.at[2].set(-jnp.inf))
+  k = min(items, 9)
+  finders = (
+    lambda t: losses.catalog_top_k_targets(t, k, temperature=1.5, block=block),
+    lambda t: losses.catalog_sample_targets(jax.random.key(0), t, 8, keep=k // 2, block=block),
+  )
+  for find in finders:
+    found, expected = jax.jit(find)(on_mesh(mesh, teacher)), find(teacher)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+      np.testing.assert_allclose(a, e, rtol=2e-5, atol=1e-6)
+
+
+def test_finding_targets_gathers_no_table(mesh):
+  places = FactoredLogits(*(NamedSharding(mesh, spec) for spec in STUDENT))
+  teacher = jax.device_put(logits(8, 1, 4096), places)
+  find = lambda t: losses.catalog_sample_targets(  # noqa: E731
+    jax.random.key(0), on_mesh(mesh, t), 8, keep=8, block=64
+  )
+  compiled = jax.jit(find).lower(teacher).compile()
+  table = teacher.table.size * 4
+  sent = read_collectives(compiled.as_text())
+  assert sent
+  assert max(c.payload for c in sent) < table / 16
