@@ -4,7 +4,8 @@ python -m experiments.cache_teacher --workdir=runs/cache --teacher=runs/teacher 
 
 Then `python -m experiments.distill --teacher_cache=runs/cache`, with the same data flags, trains
 students without the teacher. A stopped run goes on with the shards that are missing; several
-processes share the work by --part=0/4, --part=1/4, ...
+processes share the work by --part=0/4, --part=1/4, ... A teacher that fits on no single device is
+split by --model_devices or --fsdp_devices.
 """
 
 import dataclasses
@@ -13,11 +14,8 @@ import pathlib
 import re
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
-from experiments import caches, cli, families, problems, stored
-from experiments.config import DataConfig
+from experiments import caches, cli, families, meshes, problems, stored
+from experiments.config import DataConfig, MeshConfig
 from kdjax.flags import group, option
 from kdjax.train import teacher_cache
 
@@ -47,6 +45,7 @@ class Config:
   rows_per_call: int = option(64, "Training rows of one call of the teacher.", lower=1)
   part: str = option("0/1", "i/n: this process writes every n-th file from the i-th on.")
   progress: bool = option(True, "Draw progress bars.")
+  mesh: MeshConfig = group(MeshConfig)
   data: DataConfig = group(DataConfig)
 
 
@@ -58,9 +57,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   stored.check_teacher(teacher, task, config.data)
   with (teacher.folder / stored.MODEL_FILE).open("rb") as file:
     digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-  model = families.make_model(teacher.family, teacher.sizes)
-  params = jax.tree.map(jnp.asarray, teacher.params)
-  features = caches.feature_shapes(model.apply, params, task, config.features)
+  mesh = meshes.mesh_of(config.mesh)
+  apply = families.make_model(teacher.family, teacher.sizes).apply
+  features = caches.feature_shapes(apply, teacher.params, task, config.features)
+  apply, params = meshes.placed(apply, teacher.params, mesh)
   coding = teacher_cache.Coding(
     caches.num_classes(task),
     config.top_k,
@@ -75,7 +75,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   written = list(
     teacher_cache.write(
       workdir,
-      model.apply,
+      apply,
       params,
       task.arrays,
       coding,

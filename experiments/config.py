@@ -221,7 +221,29 @@ class ProcessConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FitConfig:
+class MeshConfig:
+  """The devices that a model is split over."""
+
+  data_devices: int | None = option(
+    None,
+    "Devices that share each batch and hold the same parameters; all that the next two flags leave "
+    "when not given.",
+  )
+  fsdp_devices: int = option(
+    1,
+    "Devices that share each batch and the parameters, with the optimizer's state where there is one "
+    "(fully sharded; jit only).",
+    lower=1,
+  )
+  model_devices: int = option(
+    1,
+    "Devices over which embedding tables, attention heads and hidden layers are split (jit only).",
+    lower=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig(MeshConfig):
   """How a model is trained."""
 
   seed: int = option(0, "Seed of initialisation, shuffles, dropout and sampling.")
@@ -299,22 +321,6 @@ class FitConfig:
   )
   stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")
   parallel: Literal["jit", "pmap"] = option("jit", "How several devices run the step.")
-  data_devices: int | None = option(
-    None,
-    "Devices that share each batch and hold the same parameters; all that the next two flags leave "
-    "when not given.",
-  )
-  fsdp_devices: int = option(
-    1,
-    "Devices that share each batch and the parameters with the optimizer's state (fully sharded; jit "
-    "only).",
-    lower=1,
-  )
-  model_devices: int = option(
-    1,
-    "Devices over which embedding tables, attention heads and hidden layers are split (jit only).",
-    lower=1,
-  )
   tensorboard: bool = option(True, "Write TensorBoard files.")
   wandb: Literal["disabled", "offline", "online"] = option("disabled", "Weights & Biases mode.")
   progress: bool = option(True, "Draw progress bars.")

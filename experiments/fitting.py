@@ -109,7 +109,7 @@ def fit_model(
   student_apply = student.apply if mesh is None else placement.on_mesh(student.apply, mesh)
   student_apply = _through_integers(student_apply, fit.train_bits)
   student_apply = adapters.through_adapters(fit, student_apply)
-  teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers)
+  teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers, teacher_mesh)
   if teacher_mesh is not None and teacher_apply is not None:
     teacher_apply = placement.on_mesh(teacher_apply, teacher_mesh)
   if read_rows is not None and distill.sampled_rest and teacher_apply is not None:
@@ -173,11 +173,7 @@ def fit_model(
   if adapts is not None:
     memory[step.BALANCE] = balance.init_balance([term.name for term in terms])
   train_state = state.init_state(params, tx, memory, mesh=mesh)
-  if teacher_mesh is None:
-    teacher_params = jax.tree.map(jnp.asarray, teacher_params)
-  else:
-    places = placement.shardings(teacher_params, teacher_mesh)
-    teacher_params = placement.put(teacher_params, places)
+  teacher_params = meshes.put(teacher_params, teacher_mesh)
   runner: parallel.Runner
   if fit.parallel == "pmap":
     runner = parallel.pmap_runner(make_step, devices=jax.devices()[: fit.data_devices])

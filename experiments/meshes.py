@@ -3,22 +3,28 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.config import DistillConfig, FitConfig
+from experiments.config import DistillConfig, FitConfig, MeshConfig
 from kdjax.train import placement, processes
+from kdjax.types import Apply, Params
 
 
 def data_devices(fit: FitConfig) -> int:
   """How many devices share a batch."""
   if fit.parallel == "pmap":
     return fit.data_devices or len(jax.devices())
-  whole = fit.fsdp_devices * fit.model_devices
-  return fit.fsdp_devices * (fit.data_devices or max(1, len(jax.devices()) // whole))
+  return _share_batch(fit)
+
+
+def _share_batch(config: MeshConfig) -> int:
+  whole = config.fsdp_devices * config.model_devices
+  return config.fsdp_devices * (config.data_devices or max(1, len(jax.devices()) // whole))
 
 
 def run_mesh(fit: FitConfig) -> Mesh | None:
-  """The mesh that the flags ask for; None on a single device, and under pmap.
+  """The mesh of a training; None on a single device, and under pmap.
 
   Raises:
     ValueError: if there are not as many devices, or pmap is asked for what it cannot do.
@@ -27,13 +33,20 @@ def run_mesh(fit: FitConfig) -> Mesh | None:
     if processes.several() or fit.fsdp_devices * fit.model_devices > 1:
       raise ValueError("--parallel=pmap runs in one process and splits no parameters; leave it out")
     return None
-  shared = data_devices(fit)
-  if not processes.several() and shared * fit.model_devices == 1:
+  return mesh_of(fit)
+
+
+def mesh_of(config: MeshConfig) -> Mesh | None:
+  """The mesh that the flags ask for; None on a single device.
+
+  Raises:
+    ValueError: if there are not as many devices.
+  """
+  shared, fsdp = _share_batch(config), config.fsdp_devices
+  if not processes.several() and shared * config.model_devices == 1:
     return None
   try:
-    return placement.make_mesh(
-      data=shared // fit.fsdp_devices, fsdp=fit.fsdp_devices, model=fit.model_devices
-    )
+    return placement.make_mesh(data=shared // fsdp, fsdp=fsdp, model=config.model_devices)
   except ValueError as error:
     raise ValueError(f"--data_devices, --fsdp_devices, --model_devices: {error}") from error
 
@@ -56,3 +69,15 @@ def teacher_mesh(distill: DistillConfig, mesh: Mesh | None) -> Mesh | None:
     )
   fsdp, model = distill.teacher_mesh
   return placement.make_mesh(fsdp=fsdp, model=model, devices=devices)
+
+
+def placed(apply: Apply, params: Params, mesh: Mesh | None) -> tuple[Apply, Params]:
+  """A model that computes on the mesh, and its parameters there; on one device without a mesh."""
+  return apply if mesh is None else placement.on_mesh(apply, mesh), put(params, mesh)
+
+
+def put(params: Params, mesh: Mesh | None) -> Params:
+  """Parameters as the rules split them over the mesh; on one device without a mesh."""
+  if mesh is None:
+    return jax.tree.map(jnp.asarray, params)
+  return placement.put(params, placement.shardings(params, mesh))

@@ -5,21 +5,30 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments import caches
+from experiments import caches, meshes
 from experiments.config import DistillConfig, FitConfig
 from experiments.families import make_model
 from experiments.stored import SavedModel
 from experiments.tasks import Task, predict
 from kdjax import serve
-from kdjax.train import teacher_cache, teacher_queries, teacher_tokens
+from kdjax.train import processes, teacher_cache, teacher_queries, teacher_tokens
 from kdjax.types import Apply, Params
 
 
 def join_teachers(
-  task: Task, fit: FitConfig, distill: DistillConfig, teachers: Sequence[SavedModel]
+  task: Task,
+  fit: FitConfig,
+  distill: DistillConfig,
+  teachers: Sequence[SavedModel],
+  mesh: Mesh | None = None,
 ) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
-  """One `apply` and its params for all teachers, and the rows that it reads."""
+  """One `apply` and its params for all teachers, and the rows that it reads.
+
+  What is run once beforehand runs on the mesh; of several processes each runs it for itself.
+  """
+  mesh = None if processes.several() else mesh
   arrays = dict(task.arrays)
   if distill.teacher_cache:
     if teachers:
@@ -44,8 +53,7 @@ def join_teachers(
       apply = teacher_queries.with_queries(apply, name=name)
     elif distill.cache_top_k:
       name = teacher_cache.NAME + suffix
-      here = jax.tree.map(jnp.asarray, own)
-      coding, arrays[name] = _cache_top_k(task, fit, distill, apply, here)
+      coding, arrays[name] = _cache_top_k(task, fit, distill, *meshes.placed(apply, own, mesh))
       apply, own = teacher_cache.with_cache(coding, name=name), {}
     elif (rows := _own_tokens(task, teacher)) is not None:
       if len(teachers) > 1:

@@ -183,7 +183,7 @@ def _tokens(
   target: Target,
   mix: Mix,
   weight: Array,
-  known: Known | None,
+  known: Any,
   carry: tuple[Sums | None, dict[str, Array]],
   blocks: Blocks,
   filter_eps: float | None,
@@ -200,9 +200,9 @@ def _tokens(
     logits = {}
     if {"student", "unscaled"} & set(names):
       logits["student"] = block_logits(student, start, size)
-    if "unscaled" in names:
+    if mix.temperature is not None and "unscaled" in names:
       logits["unscaled"] = logits["student"] * mix.temperature
-    if "teacher" in names:
+    if teacher is not None and "teacher" in names:
       logits["teacher"] = block_logits(teacher, start, size)
     return {name: logits[name] for name in names}
 

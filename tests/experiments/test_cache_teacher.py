@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from experiments import cache_teacher, distill, problems, prune, train
-from experiments.config import DistillConfig, PruneConfig
+from experiments.config import DistillConfig, MeshConfig, PruneConfig
 from kdjax.data.errors import DataError
 from kdjax.train import teacher_cache
 from kdjax.train.writers import read_jsonl
@@ -48,6 +49,27 @@ def test_students_cannot_tell_it_from_the_live_teacher(teacher, tmp_path, capsys
     kept = student(tmp_path / f"kept-{stream}", fit=fit, teacher_cache=str(cache), **entries)
     for name in ("train/loss", "train/kl", "train/grad_norm", "valid/ndcg@10"):
       assert kept[name] == pytest.approx(live[name], rel=1e-4)
+
+
+def test_on_a_mesh_it_says_the_same(teacher, tmp_path):
+  """Whoever holds the rows of the tables: the same items, and draws of the same chances."""
+  found = []
+  for name, mesh in (
+    ("one", MeshConfig(data_devices=1)),
+    ("split", MeshConfig(data_devices=2, fsdp_devices=2, model_devices=2)),
+  ):
+    keep(teacher, tmp_path / name, top_k=5, samples=3, values="float32", mesh=mesh)
+    coding, rows = teacher_cache.read(tmp_path / name)
+    found.append(teacher_cache.decode(coding, jnp.asarray(np.asarray(rows)), tiny.DATA.max_length))
+  (one, _), (split, _) = found
+  np.testing.assert_array_equal(one.indices[..., :5], split.indices[..., :5])
+  np.testing.assert_allclose(one.weights, split.weights, atol=1e-5)
+  assert np.mean(np.asarray(one.indices) == np.asarray(split.indices)) > 0.99
+
+
+def test_a_mesh_of_too_many_devices_is_refused(teacher, tmp_path):
+  with pytest.raises(ValueError, match="--model_devices"):
+    keep(teacher, tmp_path, mesh=MeshConfig(model_devices=99))
 
 
 def test_draws_features_and_pruning(teacher, tmp_path):

@@ -254,7 +254,7 @@ def test_looked_up_rows_and_their_gradient(mesh, items):
 @pytest.mark.parametrize("block", [None, 7])
 @pytest.mark.parametrize("items", [ITEMS, 70, 6])
 def test_targets_are_found_where_the_table_lies(mesh, items, block, tokens):
-  """Best items and draws of tables on a mesh, as of arrays; also with fewer items than asked for."""
+  """Best items and draws of tables on a mesh, as of arrays; also where a device has few items."""
   teacher = of_items(TEACHER, items)
   teacher = teacher._replace(query=teacher.query[:tokens], bias=teacher.bias.at[2].set(-jnp.inf))
   k = min(items, 9)
