@@ -170,12 +170,11 @@ def _room(student: FactoredLogits, target: Target, mix: Mix, blocks: Blocks) -> 
   """
   if not blocks.keep or blocks.items == student.num_items:
     return {}
-  count = -(-student.num_items // blocks.items)
-  return {
-    name: jnp.zeros((count, blocks.tokens, blocks.items))
-    for name in _shares(target, mix)
-    if worth_keeping(target.teacher if name == "teacher" else student)
-  }
+  shape = (-(-student.num_items // blocks.items), blocks.tokens, blocks.items)
+  models = dict.fromkeys(_shares(target, mix), student)
+  if target.teacher is not None:
+    models["teacher"] = target.teacher
+  return {name: jnp.zeros(shape) for name, model in models.items() if worth_keeping(model)}
 
 
 def _tokens(
