@@ -2,11 +2,12 @@
 
 python -m benchmarks.cached_distillation
 
-One train step (SASRec from SASRec, KL, Adam, next items of the same random histories) in four ways:
+One train step (SASRec from SASRec, KL, Adam, next items of the same random histories) in five ways:
 the textbook's, where the teacher runs beside the student and both [positions, items] matrices are
-there; live in blocks, the same numbers without them; from the teacher's best 32 of every position
-and their exact mass; and from those with the student's own rest estimated by shared negatives
-(`--sampled_rest`). Steps are timed in turns in one process.
+there; live in blocks, the same numbers without them; from the teacher's best 100 of every position
+and the exact mass of the rest, as `experiments.cache_teacher` codes them (bfloat16, decoded in the
+step); with draws from that rest beside them; and from the best alone with the student's own rest
+estimated by shared negatives (`--sampled_rest`). Steps are timed in turns in one process.
 """
 
 import json
@@ -23,7 +24,7 @@ from benchmarks.catalog_loss import made_with
 from kdjax import losses, models
 from kdjax.cost import time_calls
 from kdjax.data import batches
-from kdjax.train import objective, state, step
+from kdjax.train import objective, state, step, teacher_cache
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "benchmarks/results/cached_distillation.json", "Where the figures go.")
@@ -32,7 +33,8 @@ flags.DEFINE_integer("rows", 20, "Rows of a step.")
 flags.DEFINE_integer("length", 50, "Positions of a row.")
 flags.DEFINE_integer("dim", 32, "Width of the student.")
 flags.DEFINE_integer("teacher_dim", 128, "Width of the teacher.")
-flags.DEFINE_integer("top_k", 32, "Targets of a position.")
+flags.DEFINE_integer("top_k", 100, "The teacher's best that are kept of a position.")
+flags.DEFINE_integer("samples", 100, "Draws from the rest, where there are some.")
 flags.DEFINE_integer("negatives", 4096, "Shared negatives of a step.")
 flags.DEFINE_integer("calls", 9, "Timed steps of each.")
 
@@ -53,9 +55,12 @@ def main(argv: list[str]) -> None:
   student, teacher = make(FLAGS.dim), make(FLAGS.teacher_dim)
   large = teacher.init(jax.random.key(1), batch)
   large = jax.tree.map(lambda x: 10 * x, large)  # A teacher that prefers some items to others.
-  targets = jax.jit(
-    lambda p, b: losses.catalog_top_k_targets(teacher.apply(p, b).logits, FLAGS.top_k)
-  )(large, batch)
+
+  def cached(samples: int = 0) -> tuple[Any, dict[str, Any]]:
+    coding = teacher_cache.Coding(items, FLAGS.top_k, "bfloat16", samples)
+    coded = teacher_cache.encode_rows(teacher.apply, large, rows, coding)
+    kept = {teacher_cache.NAME: jnp.asarray(coded), "key": jax.random.key(3)}
+    return teacher_cache.with_cache(coding), {**batch, **kept}
 
   def negatives(batch):
     drawn = jax.random.randint(batch["key"], (FLAGS.negatives,), 0, items)
@@ -66,25 +71,28 @@ def main(argv: list[str]) -> None:
     return losses.kl_loss(own.logits.dense(), other.logits.dense())
 
   ways = {
-    "live, dense": (dense, True),
-    "live, in blocks": (lambda s, t, b: losses.catalog_kl_loss(s.logits, t.logits), True),
-    "cached": (lambda s, t, b: losses.catalog_top_k_kl_loss(s.logits, b["targets"]), False),
+    "live, dense": (dense, (teacher.apply, batch)),
+    "live, in blocks": (
+      lambda s, t, b: losses.catalog_kl_loss(s.logits, t.logits),
+      (teacher.apply, batch),
+    ),
+    "cached": (lambda s, t, b: losses.catalog_top_k_kl_loss(s.logits, t.logits), cached()),
+    "cached with draws": (
+      lambda s, t, b: losses.catalog_sampled_cross_entropy_loss(s.logits, t.logits),
+      cached(FLAGS.samples),
+    ),
     "cached, rest sampled": (
-      lambda s, t, b: losses.catalog_top_k_kl_loss(s.logits, b["targets"], negatives=negatives(b)),
-      False,
+      lambda s, t, b: losses.catalog_top_k_kl_loss(s.logits, t.logits, negatives=negatives(b)),
+      cached(),
     ),
   }
   small = student.init(jax.random.key(0), batch)
   calls, values, memory = {}, {}, {}
-  for name, (loss, live) in ways.items():
-    given = batch if live else {**batch, "targets": targets, "key": jax.random.key(3)}
-    goal = objective.make_objective(
-      student.apply,
-      [objective.Term("kl", loss)],
-      teacher_apply=teacher.apply if live else None,
-    )
+  for name, (loss, (teacher_apply, given)) in ways.items():
+    terms = [objective.Term("kl", loss)]
+    goal = objective.make_objective(student.apply, terms, teacher_apply=teacher_apply)
     tx = optax.adam(1e-3)
-    beside = large if live else None
+    beside = large if name.startswith("live") else {}
     params = goal.init(jax.random.key(0), small, beside, given)
     run = jax.jit(step.make_train_step(goal, tx), donate_argnums=0)
     carry = {"state": jax.tree.map(jnp.array, state.init_state(params, tx))}
@@ -104,6 +112,7 @@ def main(argv: list[str]) -> None:
     "what": "positions distilled per second, median of steps taken in turns",
     "command": "python -m benchmarks.cached_distillation",
     "items": items, "rows": FLAGS.rows, "length": FLAGS.length, "top_k": FLAGS.top_k,
+    "samples": FLAGS.samples,
     "dim": FLAGS.dim, "teacher_dim": FLAGS.teacher_dim, "negatives": FLAGS.negatives,
     "loss of the first step": values,
     "positions per second": {n: round(rows["items"].size / s, 1) for n, s in seconds.items()},

@@ -81,6 +81,11 @@ ROWS = (
     ("times the first", "cached"),
   ),
   (
+    "the same, with draws from the rest",
+    "cached_distillation",
+    ("times the first", "cached with draws"),
+  ),
+  (
     "the same, the student's rest sampled",
     "cached_distillation",
     ("times the first", "cached, rest sampled"),
