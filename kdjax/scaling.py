@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _FLOAT = 4  # Bytes: parameters, optimizer state and gradients are float32.
 # Logits in a block; kept on a CPU, of tables how wide: see `kdjax.losses.blocks`.
-_BLOCK, _DEVICE_BLOCK, _KEPT, _KEPT_BLOCK, _KEPT_WIDTH = 2**20, 2**26, 2**24, 2**19, 48
+_BLOCK, _DEVICE_BLOCK, _KEPT, _KEPT_WIDTH = 2**20, 2**26, 2**24, 48
 
 
 class Sizes(NamedTuple):
@@ -156,7 +156,8 @@ def memory(job: Job, split: Split, *, host: bool = False) -> dict[str, float]:
   return {
     "parameters": _FLOAT * kept,
     "optimizer": _FLOAT * 2 * kept,
-    "gradients": _FLOAT * whole,
+    # XLA for CPU sums gradients over `fsdp` whole, into another array.
+    "gradients": _FLOAT * whole * (2 if host and f > 1 else 1),
     "gathered": _FLOAT * whole if f > 1 else 0.0,
     "teacher": _FLOAT * other,
     "activations": _FLOAT * (student.layers * block + 4 * tokens * student.dim),
@@ -176,7 +177,7 @@ def _logits(job: Job, split: Split, host: bool) -> float:
   if items > 16384 and kept >= 64:
     tables = (job.student, job.teacher) if job.teacher else (job.student,)
     wide = sum(table.dim >= _KEPT_WIDTH for table in tables)
-    return kept * (wide * items + 3 * models * (_KEPT_BLOCK // kept))
+    return max(wide * kept * items, 3 * models * _BLOCK // 2)
   return 3 * models * min(tokens * items, _BLOCK)
 
 
