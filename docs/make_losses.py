@@ -43,6 +43,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     "catalog_top_k_kl_loss": "As `top_k_kl_loss`, over a catalogue without the matrix of logits.",
     "catalog_top_k_reverse_kl_loss": "As `top_k_reverse_kl_loss`, likewise.",
     "catalog_sampled_cross_entropy_loss": "As `sampled_cross_entropy_loss`, likewise.",
+    "catalog_cached_distillation_loss": "With cross-entropy on the labels in one sweep: default of "
+    "`experiments.distill --teacher_cache` at a temperature of 1.",
   },
   "Sequences of tokens": {
     "sequence_loss": "Only what the teacher wrote is known, not its probabilities.",

@@ -265,22 +265,29 @@ def joint_term(distill: DistillConfig, fit: FitConfig) -> Term | None:
   """Full cross-entropy and softened KL in one sweep over the catalogue, both still logged."""
   if distill.distill_loss != "kl" or fit.label_loss not in ("auto", "cross_entropy"):
     return None
-  if distill.cache_top_k or distill.teacher_cache or distill.on_policy:
-    return None  # No whole teacher, or positions without a label.
+  if distill.on_policy or distill.sampled_rest:
+    return None  # Positions without a label, or no sweep.
+  cached = bool(distill.cache_top_k or distill.teacher_cache)
+  if cached and distill.temperature != 1:
+    return None  # Two log-normalisers.
 
   def loss(student, teacher, batch):
     labels = batch["labels"]
-    mean, parts = catalog_distillation_loss(
-      catalog_logits(student.logits, fit),
-      catalog_logits(teacher.logits, fit),
-      jnp.maximum(labels, 0),
-      label_weight=distill.label_weight,
-      distill_weight=distill.distill_weight,
-      temperature=distill.temperature,
-      parts=True,
-      where=labels >= 0,
-      reduce_fn=totals,
-    )
-    return mean, {"cross_entropy": parts["cross_entropy"], "distill_kl": parts["kl"]}
+    both = (catalog_logits(x.logits, fit) for x in (student, teacher))
+    args: Any = (*both, jnp.maximum(labels, 0))
+    options: dict[str, Any] = {
+      "label_weight": distill.label_weight,
+      "distill_weight": distill.distill_weight,
+      "parts": True,
+      "where": labels >= 0,
+      "reduce_fn": totals,
+    }
+    if cached:
+      mean, parts = losses.catalog_cached_distillation_loss(*args, **options)
+      kl = parts["teacher"]
+    else:
+      mean, parts = catalog_distillation_loss(*args, temperature=distill.temperature, **options)
+      kl = parts["kl"]
+    return mean, {"cross_entropy": parts["cross_entropy"], "distill_kl": kl}
 
   return Term("distill", loss)

@@ -22,6 +22,7 @@ from kdjax.losses.catalog import (
   catalog_distillation_loss,
   catalog_kl_loss,
 )
+from kdjax.losses.catalog_cached import catalog_cached_distillation_loss
 from kdjax.losses.catalog_divergences import (
   catalog_jensen_shannon_loss,
   catalog_reverse_kl_loss,
@@ -166,6 +167,7 @@ __all__ = [
   "both_recommend",
   "bpr_loss",
   "candidate_ranks",
+  "catalog_cached_distillation_loss",
   "catalog_cross_entropy_loss",
   "catalog_distillation_loss",
   "catalog_jensen_shannon_loss",

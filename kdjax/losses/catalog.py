@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from kdjax.losses.common import constant
-from kdjax.losses.factored import count_items, scaled_teacher, sweep_loss
+from kdjax.losses.factored import check_labels, scaled_teacher, sweep_loss
 from kdjax.losses.sweep import Mix, Target, sweep
 from kdjax.reduce import ReduceFn
 from kdjax.types import Array, FactoredLogits
@@ -65,7 +65,7 @@ def catalog_cross_entropy_loss(
     (blocks, recomputation and gradient filtering; here by the mass of a block and not by its
     largest probability, which bounds the error, and off unless asked for).
   """
-  labels, wrong = _labels(student, labels, where, axis_name)
+  labels, wrong = check_labels(student, labels, where, axis_name)
   options: dict[str, Any] = {
     "block": block,
     "where": where,
@@ -204,7 +204,7 @@ def catalog_distillation_loss(
   Reference:
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
   """
-  labels, wrong = _labels(student, labels, where, axis_name)
+  labels, wrong = check_labels(student, labels, where, axis_name)
   target = Target(labels, scaled_teacher(student, teacher, where, temperature))
   shared = isinstance(temperature, int | float) and temperature == 1
   mix = Mix(
@@ -232,14 +232,3 @@ def _filtering(filter_eps: float | None) -> Callable[..., Any]:
   if not filter_eps >= 0:
     raise ValueError(f"filter_eps must not be negative, got {filter_eps}")
   return functools.partial(sweep, filter_eps=float(filter_eps))
-
-
-def _labels(student, labels, where, axis_name):
-  """Labels `[T]` with the sentinel V for wrong ones, and which are wrong, `[...]`."""
-  if jnp.shape(labels) != student.query.shape[:-1]:
-    raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {student.query.shape[:-1]}")
-  labels = jnp.asarray(labels)
-  safe = labels if where is None else jnp.where(where, labels, 0)
-  num_items = count_items(student, axis_name)
-  wrong = (safe < 0) | (safe >= num_items)
-  return jnp.where(wrong, num_items, safe).reshape(-1), wrong

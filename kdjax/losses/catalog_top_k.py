@@ -187,9 +187,7 @@ def catalog_sampled_cross_entropy_loss(
   Reference:
     As `sampled_cross_entropy_loss`.
   """
-  indices, weights = constant(tuple(teacher))
-  items, wrong = _items(student, indices, weights, where, axis_name)
-  weights = visible(weights, where, core_ndim=1).reshape(items.shape)
+  items, weights, wrong = drawn_items(student, teacher, where, axis_name)
   options = {
     "temperature": temperature,
     "block": block,
@@ -203,22 +201,49 @@ def catalog_sampled_cross_entropy_loss(
 def _of_best(outer: Outer, student, teacher: TopK, *, negatives: Negatives | None, **options):
   if negatives is not None and (options["axis_name"], options["block"]) != (None, None):
     raise ValueError("negatives need no blocks: leave axis_name and block out")
-  values, indices, log_z = constant(tuple(teacher))
-  where = options["where"]
-  if jnp.shape(log_z) != student.query.shape[:-1]:
-    raise ValueError(
-      f"targets of shape {jnp.shape(log_z)} for logits of {student.query.shape[:-1]} and V"
-    )
-  items, wrong = _items(student, indices, values, where, options["axis_name"])
-  values = floored(visible(values, where, core_ndim=1)).reshape(items.shape)
-  num_items = count_items(student, options["axis_name"])
-  left = jnp.full(len(values), values.shape[1] < num_items)
-  log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
-  items = jnp.where(values != FLOOR, items, num_items)
+  items, log_t, wrong = best_and_rest(student, teacher, options["where"], options["axis_name"])
   if negatives is not None:
     options = {name: options[name] for name in ("temperature", "where", "reduce_fn")}
     return _estimated(outer, student, items, log_t, wrong, negatives, **options)
   return _swept(outer, student, items, log_t, wrong, **options)
+
+
+def best_and_rest(
+  student: FactoredLogits, teacher: TopK, where: Array | None, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+  """A teacher's best items and how likely it finds them and all others.
+
+  Returns:
+    Items `[T, k]`, V for the impossible; their log-probabilities and that of the rest
+    `[T, k + 1]`; and which tokens name an item that is none, `[...]`.
+
+  Raises:
+    ValueError: if the leading axes differ.
+  """
+  values, indices, log_z = constant(tuple(teacher))
+  if jnp.shape(log_z) != student.query.shape[:-1]:
+    raise ValueError(
+      f"targets of shape {jnp.shape(log_z)} for logits of {student.query.shape[:-1]} and V"
+    )
+  items, wrong = _items(student, indices, values, where, axis_name)
+  values = floored(visible(values, where, core_ndim=1)).reshape(items.shape)
+  num_items = count_items(student, axis_name)
+  left = jnp.full(len(values), values.shape[1] < num_items)
+  log_t = teacher_buckets(values, visible(log_z, where).reshape(-1), left)
+  return jnp.where(values != FLOOR, items, num_items), log_t, wrong
+
+
+def drawn_items(
+  student: FactoredLogits, teacher: SampledTargets, where: Array | None, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+  """Drawn items and their weights `[T, N]`, and which tokens name one that is none, `[...]`.
+
+  Raises:
+    ValueError: if the leading axes differ.
+  """
+  indices, weights = constant(tuple(teacher))
+  items, wrong = _items(student, indices, weights, where, axis_name)
+  return items, visible(weights, where, core_ndim=1).reshape(items.shape), wrong
 
 
 def _items(student: FactoredLogits, indices, weights, where, axis_name) -> tuple[Array, Array]:
@@ -250,31 +275,32 @@ def _estimated(
   log_rest = sampled_log_rest(flat, items, negatives)
   logits = flat.at(jnp.minimum(items, student.num_items - 1))
   scale = jnp.asarray(temperature, jnp.float32) ** 2
-  each = outer.loss(log_rest, logits, (values, scale)).reshape(wrong.shape)
+  each = outer.loss(log_rest, logits, (values, scale))[0].reshape(wrong.shape)
   each = each + jnp.where(wrong, jnp.nan, 0.0)
   return reduce_loss(each, where=where, reduce_fn=reduce_fn)
 
 
-def _student_buckets(log_rest: Array, logits: Array, log_t: Array) -> Array:
-  """log p of the student where the teacher's buckets are: `[T, k + 1]`."""
+def student_buckets(log_rest: Array, logits: Array, log_t: Array) -> Array:
+  """The student's logits where the teacher's buckets are: `[T, k + 1]`."""
   logits = jnp.where(log_t[:, :-1] == FLOOR, FLOOR, logits)
-  return jax.nn.log_softmax(jnp.concatenate([logits, log_rest[:, None]], axis=-1), axis=-1)
+  return jnp.concatenate([logits, log_rest[:, None]], axis=-1)
 
 
-def _forward(log_rest: Array, logits: Array, values) -> Array:
+def _forward(log_rest: Array, logits: Array, values) -> tuple[Array, None]:
   log_t, scale = values
-  return scale * kl_divergence(log_t, _student_buckets(log_rest, logits, log_t))
+  log_s = jax.nn.log_softmax(student_buckets(log_rest, logits, log_t), axis=-1)
+  return scale * kl_divergence(log_t, log_s), None
 
 
-def _reverse(log_rest: Array, logits: Array, values) -> Array:
+def _reverse(log_rest: Array, logits: Array, values) -> tuple[Array, None]:
   log_t, scale = values
-  log_s = _student_buckets(log_rest, logits, log_t)
-  return scale * kl_divergence(log_s, with_some_tail(log_t))
+  log_s = jax.nn.log_softmax(student_buckets(log_rest, logits, log_t), axis=-1)
+  return scale * kl_divergence(log_s, with_some_tail(log_t)), None
 
 
-def _cross_entropy(log_normalizer: Array, logits: Array, values) -> Array:
+def _cross_entropy(log_normalizer: Array, logits: Array, values) -> tuple[Array, None]:
   weights, scale = values
-  return scale * jnp.sum(weights * (log_normalizer[:, None] - logits), axis=-1)
+  return scale * jnp.sum(weights * (log_normalizer[:, None] - logits), axis=-1), None
 
 
 _FORWARD, _REVERSE = Outer(_forward, others=True), Outer(_reverse, others=True)

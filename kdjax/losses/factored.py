@@ -103,6 +103,19 @@ def count_items(student: FactoredLogits, axis_name: str | None) -> int:
   return student.num_items * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
+def check_labels(
+  student: FactoredLogits, labels: Array, where: Array | None, axis_name: str | None
+) -> tuple[Array, Array]:
+  """Labels `[T]` with the sentinel V for wrong ones, and which are wrong, `[...]`."""
+  if jnp.shape(labels) != student.query.shape[:-1]:
+    raise ValueError(f"labels have shape {jnp.shape(labels)}, expected {student.query.shape[:-1]}")
+  labels = jnp.asarray(labels)
+  safe = labels if where is None else jnp.where(where, labels, 0)
+  num_items = count_items(student, axis_name)
+  wrong = (safe < 0) | (safe >= num_items)
+  return jnp.where(wrong, num_items, safe).reshape(-1), wrong
+
+
 def scaled(
   logits: FactoredLogits, where: Array | None, temperature: float | Array
 ) -> FactoredLogits:

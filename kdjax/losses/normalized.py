@@ -37,11 +37,12 @@ class Outer(NamedTuple):
   """How a token's loss follows from what a sweep finds.
 
   Attributes:
-    loss: `(log-normaliser [T], logits of the items [T, k], values) -> [T]`.
+    loss: `(log-normaliser [T], logits of the items [T, k], values) -> ([T], parts)`, the parts a
+      tree of `[T]` for the log, or None.
     others: whether the normaliser is of all other items, and not of all.
   """
 
-  loss: Callable[[Array, Array, Any], Array]
+  loss: Callable[[Array, Array, Any], tuple[Array, Any]]
   others: bool
 
 
@@ -69,13 +70,13 @@ def sweep_normalizer(
   def step(sums, x):
     (query, given, known), weight = x
     own = FactoredLogits(query, table, bias)
-    values, known, d_query, sums = _tokens(own, outer, given, weight, known, sums, blocks)
-    return sums, (values, known, d_query)
+    found, known, d_query, sums = _tokens(own, outer, given, weight, known, sums, blocks)
+    return sums, (found, known, d_query)
 
   sums = no_sums(table, bias, query, given, weight) if with_grads else None
   tokens = (query, given, known)
-  sums, (values, known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
-  found = Swept(values, None, known)
+  sums, ((values, parts), known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
+  found = Swept(values, parts, known)
   if sums is None:
     return found
   return found._replace(grads=Gradients(blocks.total(d_query), *sums))
@@ -118,9 +119,10 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
     stats, found = known
   top, total = stats
   log_z = log_normalizer(stats)[:, 0]
-  values, pull = jax.vjp(lambda z, own: outer.loss(z, own, given.values), log_z, found)
+  of_found = lambda z, own: outer.loss(z, own, given.values)  # noqa: E731
+  values, pull, parts = jax.vjp(of_found, log_z, found, has_aux=True)
   if sums is None:
-    return values, (stats, found), None, None
+    return (values, parts), (stats, found), None, None
   # A token that does not count may hold garbage.
   slope, d_found = (
     jnp.where(weight.reshape(-1, *[1] * (x.ndim - 1)) == 0, 0.0, x)
@@ -139,4 +141,4 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
     carry = add(carry, 0, True, powers)
   else:
     carry = over_items(add, num_items, size, carry)
-  return values, (stats, found), *carry
+  return (values, parts), (stats, found), *carry

@@ -186,3 +186,17 @@ def test_a_damaged_cache_is_named(teacher, tmp_path):
   )
   with pytest.raises(DataError, match="not the cache of a teacher"):
     teacher_cache.read(tmp_path)
+
+
+def test_labels_and_a_cache_share_a_sweep(cache, tmp_path, monkeypatch):
+  """The default losses: the same numbers as of two terms, which other temperatures need."""
+  fit = dataclasses.replace(FIT, label_loss="auto")
+  joint = student(tmp_path / "joint", fit=fit, teacher_cache=cache)
+  monkeypatch.setattr(problems, "make_task", _without_joint(problems.make_task))
+  apart = student(tmp_path / "apart", fit=fit, teacher_cache=cache)
+  for name in ("train/loss", "train/cross_entropy", "train/distill_kl", "train/grad_norm"):
+    assert joint[name] == pytest.approx(apart[name], rel=1e-4)
+
+
+def _without_joint(make_task):
+  return lambda *args: make_task(*args)._replace(joint_term=lambda distill, fit: None)

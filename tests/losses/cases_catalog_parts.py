@@ -8,6 +8,7 @@ import functools
 import numpy as np
 from cases_catalog import catalog, factored, scores_of
 from cases_divergences import jsd_gradient, jsd_oracle, reverse_kl_gradient, reverse_kl_oracle
+from cases_logits import cross_entropy_gradient, cross_entropy_oracle
 from cases_sequence import (
   K,
   sampled_args,
@@ -17,7 +18,7 @@ from cases_sequence import (
   top_k_oracle,
   top_k_reverse_oracle,
 )
-from loss_cases import Case, normal
+from loss_cases import EXAMPLES, Case, normal
 
 from kdjax import losses
 from kdjax.types import FactoredLogits
@@ -94,7 +95,7 @@ def best_of(loss):
   @functools.wraps(loss)
   def on_all(*args, **options):
     made = {"temperature": options["temperature"]} if "temperature" in options else {}
-    return flat(*args[:3], losses.top_k_targets(args[3], K, **made), **options)
+    return flat(*args[:3], losses.top_k_targets(args[3], K, **made), *args[4:], **options)
 
   return on_all
 
@@ -104,10 +105,43 @@ def drawn(loss):
   flat = by_factors(loss)
 
   @functools.wraps(loss)
-  def on_arrays(query, table, bias, indices, weights, **options):
-    return flat(query, table, bias, losses.SampledTargets(indices, weights), **options)
+  def on_arrays(query, table, bias, indices, weights, *rest, **options):
+    return flat(query, table, bias, losses.SampledTargets(indices, weights), *rest, **options)
 
   return on_arrays
+
+
+JOINT = {"label_weight": 0.3, "distill_weight": 1.5}
+
+
+def joint(of_teacher, of_labels):
+  """An oracle (or gradient) of labels beside a teacher, the labels last, from those of each."""
+
+  def of_both(*args, label_weight, distill_weight):
+    student, *given, labels = args
+    return label_weight * of_labels(student, labels) + distill_weight * of_teacher(student, *given)
+
+  return of_both
+
+
+def with_labels(make):
+  return lambda rng: (*make(rng), rng.integers(0, ITEMS, EXAMPLES))
+
+
+def beside_labels(loss, make, known, oracle, gradient, **case):
+  """Cases of labels beside a teacher known in part."""
+  for name, options in (("", {}), ("blocks", {"block": 3})):
+    yield Case(
+      known(loss),
+      with_labels(lambda rng: (*catalog(ITEMS, 6)(rng), *make(rng))),
+      in_factors(joint(oracle, cross_entropy_oracle)),
+      JOINT | options,
+      students=(0, 1, 2),
+      shared=(1, 2),
+      gradient=in_factors(joint(gradient, cross_entropy_gradient), gradient=True),
+      name="-".join(filter(None, (case.get("name", ""), name))),
+      **{key: value for key, value in case.items() if key != "name"},
+    )
 
 
 CASES = [
@@ -132,5 +166,13 @@ CASES = [
   *partly(
     drawn(losses.catalog_sampled_cross_entropy_loss), lambda rng: sampled_args(rng)[1:],
     sampled_oracle, sampled_gradient, teachers=(4,), edges=(2,),
+  ),
+  *beside_labels(
+    losses.catalog_cached_distillation_loss, normal((ITEMS,)), best_of, top_k_oracle,
+    top_k_gradient, teachers=(3,), edges=(2, 3),
+  ),
+  *beside_labels(
+    losses.catalog_cached_distillation_loss, lambda rng: sampled_args(rng)[1:], drawn,
+    sampled_oracle, sampled_gradient, teachers=(4,), edges=(2,), name="draws",
   ),
 ]  # fmt: skip

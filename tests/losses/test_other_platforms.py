@@ -31,6 +31,7 @@ CASES = {
   losses.catalog_jensen_shannon_loss: (logits(24),),
   losses.catalog_distillation_loss: (logits(24), LABELS),
   losses.catalog_top_k_kl_loss: (BEST,),
+  losses.catalog_cached_distillation_loss: (BEST, LABELS),
   losses.catalog_top_k_reverse_kl_loss: (BEST,),
 }
 

@@ -45,6 +45,7 @@ CASES = {
   losses.catalog_top_k_kl_loss: ((BEST,), (TOPK,)),
   losses.catalog_top_k_reverse_kl_loss: ((BEST,), (TOPK,)),
   losses.catalog_sampled_cross_entropy_loss: ((DRAWN,), (DRAWS,)),
+  losses.catalog_cached_distillation_loss: ((BEST, LABELS), (TOPK, P("data"))),
 }
 
 
