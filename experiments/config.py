@@ -129,6 +129,9 @@ class ModelConfig:
   encoder: Literal["bert", "text_gru", "text_cnn", "static"] = option(
     "bert", "bi_encoder: what encodes queries and documents, both with the same params."
   )
+  cell: Literal["gru", "lstm"] = option(
+    "gru", "text_gru (also as a bi_encoder's encoder): what its recurrent layers are."
+  )
   checkpoint: str = option(
     "",
     "bert (also as a bi_encoder or cross_encoder), decoder: a Hugging Face checkpoint folder; the "

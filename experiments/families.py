@@ -38,6 +38,8 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
       f"--embedding={config.embedding} does not fit --model={family}; use one of "
       + ", ".join(COMPOSED)
     )
+  if config.cell != "gru" and "text_gru" not in (family, _encoder(config)):
+    raise ValueError(f"--cell={config.cell} does not fit --model={family}; use text_gru")
   sizes: Sizes = {**task.sizes, "dropout": config.dropout, **heads}
   if family in (*TEXT_FAMILIES, *LANGUAGE_FAMILIES):
     return texts.model_sizes(config, sizes)
@@ -78,6 +80,10 @@ def model_sizes(config: ModelConfig, task: Task) -> Sizes:
   if family == "ncf":
     return sizes | {"dim": dim, "hidden": tuple(max(mlp_dim >> i, 1) for i in range(config.layers))}
   return sizes | {"dim": dim, "hidden": (mlp_dim,) * config.layers}
+
+
+def _encoder(config: ModelConfig) -> str:
+  return config.encoder if config.model == "bi_encoder" else ""
 
 
 def _composition(config: ModelConfig, sizes: Sizes) -> Composition:

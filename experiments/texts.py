@@ -168,9 +168,9 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
     }
   sizes = {name: size for name, size in sizes.items() if name != "max_length"}
   width = config.mlp_dim or dim
-  own = {
+  own: dict[str, Sizes] = {
     "static": {},
-    "text_gru": {"hidden_dim": width, "num_layers": config.layers},
+    "text_gru": {"hidden_dim": width, "num_layers": config.layers, "cell": config.cell},
     "text_cnn": {"channels": width},
   }
   return sizes | {"dim": dim} | own[family]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kdjax.composed import Composition, embed_axes, embed_width, make_embed
 from kdjax.layers import Dense, Dropout
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
-from kdjax.models.recurrent import GRU, gru_axes, gru_widths
+from kdjax.models.recurrent import GRU, cell_axes, recurrent_widths
 from kdjax.types import Array, Batch, FactoredLogits, Model, Outputs, Params
 
 
@@ -87,14 +87,14 @@ def gru4rec_axes(sizes: Sizes) -> Params:
   axes: dict[str, Any] = {"item_embedding": embed_axes(module.composition, "dim")}
   below = "dim"
   for i in range(module.num_layers):
-    axes[f"layer_{i}"] = gru_axes(f"layer_{i}/hidden", below)
+    axes[f"layer_{i}"] = cell_axes(f"layer_{i}/hidden", below)
     below = f"layer_{i}/hidden"
   return axes | {"out": {"kernel": (below, "dim"), "bias": ("dim",)}}
 
 
 def gru4rec_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_gru4rec` takes `params` that were shrunk from `sizes`."""
-  hidden = gru_widths(params)
+  hidden = recurrent_widths(params)
   dim = embed_width(params["item_embedding"])
   new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": len(hidden)}
   return sizes_of(GRU4Rec(**sizes)) | new

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kdjax.layers import Dense
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
-from kdjax.models.recurrent import gru_widths, recurrent_axes, recurrent_layers
+from kdjax.models.recurrent import recurrent_axes, recurrent_layers, recurrent_widths
 from kdjax.types import Array, Batch, Model, Outputs, Params
 
 
@@ -100,7 +100,7 @@ def speech_gru_axes(sizes: Sizes) -> Params:
 
 def speech_gru_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_speech_gru` takes `params` that were shrunk from `sizes`."""
-  hidden = gru_widths(params)
+  hidden = recurrent_widths(params)
   dim = params["frame_projection"]["kernel"].shape[1]
   new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": len(hidden)}
   return sizes_of(SpeechGRU(**sizes)) | new

@@ -1,4 +1,4 @@
-"""A gated recurrent encoder of text."""
+"""A recurrent encoder of text: GRU or LSTM."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from kdjax.layers import Embed
 from kdjax.models.linen import Sizes, collapse, from_linen, per_layer, sizes_of
-from kdjax.models.recurrent import gru_widths, recurrent_axes, recurrent_layers
+from kdjax.models.recurrent import recurrent_axes, recurrent_layers, recurrent_widths
 from kdjax.models.text_head import embedding_or_labels, pool
 from kdjax.types import Array, Batch, Model, Outputs, Params
 
@@ -29,6 +29,7 @@ class TextGRU(nn.Module):
     dim: width of the table.
     hidden_dim: width of every layer's state, or one number a layer; None for `dim`.
     num_layers: recurrent layers.
+    cell: what they are: "gru" or "lstm".
     bidirectional: whether every layer also reads from the end, its states beside the others.
     head: "pool" or "labels".
     out_dim: of a linear layer after pooling, for `pool`; None for none.
@@ -39,18 +40,19 @@ class TextGRU(nn.Module):
     dtype: of the computation; gates and states stay float32.
 
   Raises:
-    ValueError: if `head` or `pooling` is none of these.
+    ValueError: if `cell`, `head` or `pooling` is none of these.
 
   Reference:
-    K. Cho et al., EMNLP 2014, arXiv:1406.1078 (see `GRU`). A. Conneau et al., Supervised Learning
-    of Universal Sentence Representations from Natural Language Inference Data, EMNLP 2017,
-    arXiv:1705.02364 (both directions, the maximum over tokens).
+    K. Cho et al., EMNLP 2014, arXiv:1406.1078 (see `GRU`, and `LSTM` beside it). A. Conneau et al.,
+    Supervised Learning of Universal Sentence Representations from Natural Language Inference Data,
+    EMNLP 2017, arXiv:1705.02364 (both directions, the maximum over tokens).
   """
 
   vocab_size: int
   dim: int = 128
   hidden_dim: int | Sequence[int] | None = None
   num_layers: int = 1
+  cell: str = "gru"
   bidirectional: bool = True
   head: str = "pool"
   out_dim: int | None = None
@@ -72,6 +74,7 @@ class TextGRU(nn.Module):
       bidirectional=self.bidirectional,
       dropout=self.dropout,
       features=features,
+      cell=self.cell,
     )
     query = pool(x, segments, how=self.pooling).astype(self.dtype)
     return embedding_or_labels(self, query, features)
@@ -99,7 +102,9 @@ def text_gru_axes(sizes: Sizes) -> Params:
   Both directions of a layer lose the same units, so that their states stay of one width.
   """
   module = TextGRU(**sizes)
-  axes, below = recurrent_axes(module.num_layers, "dim", bidirectional=module.bidirectional)
+  axes, below = recurrent_axes(
+    module.num_layers, "dim", bidirectional=module.bidirectional, cell=module.cell
+  )
   axes["token_embedding"] = {"embedding": (None, "dim")}
   name = "classifier" if module.head == "labels" else "out"
   if module.head == "labels" or module.out_dim is not None:
@@ -109,7 +114,7 @@ def text_gru_axes(sizes: Sizes) -> Params:
 
 def text_gru_sizes(params: Mapping[str, Any], sizes: Sizes) -> Sizes:
   """The sizes with which `make_text_gru` takes `params` that were shrunk from `sizes`."""
-  hidden = gru_widths(params)
+  hidden = recurrent_widths(params)
   dim = params["token_embedding"]["embedding"].shape[1]
   new = {"dim": dim, "hidden_dim": collapse(hidden), "num_layers": len(hidden)}
   return sizes_of(TextGRU(**sizes)) | new

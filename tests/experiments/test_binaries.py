@@ -48,6 +48,22 @@ def test_every_family_trains_and_distils(trained, tmp_path, family):
   assert any(name.startswith("train/distill") for name in json.loads(lines[0]))
 
 
+def test_a_long_short_term_memory_is_trained_pruned_and_quantized(trained, tmp_path):
+  config = tiny.distill_config(trained("bert"), "text_gru")
+  model = dataclasses.replace(config.model, cell="lstm")
+  made = distill.run(dataclasses.replace(config, model=model), tmp_path / "lstm")
+  assert made["sizes"]["cell"] == "lstm"
+  half = PruneConfig(sparsity=0.5, keep_mlp=0.5, keep_dim=0.5, mask_every=1)
+  small = prune.run(
+    prune.Config(str(tmp_path / "lstm"), prune=half, fit=tiny.FIT), tmp_path / "small"
+  )
+  assert small["size"]["parameters"] < made["size"]["parameters"]
+  quantize.run(quantize.Config(str(tmp_path / "small")), tmp_path / "int8")
+  other = dataclasses.replace(model, model="static")
+  with pytest.raises(ValueError, match="--cell=lstm does not fit --model=static; use text_gru"):
+    distill.run(dataclasses.replace(config, model=other), tmp_path / "wrong")
+
+
 def test_texts_are_grouped_by_length(tmp_path):
   result = train.run(tiny.train_config("static", group_by_length=True), tmp_path / "run")
   assert result["training"]["steps"] > 1

@@ -227,6 +227,19 @@ FAMILIES = {
     TEXTS,
     V * D + 3 * D * (D + D + 2) + 2 * D + 2,
   ),
+  "text_lstm": _family(
+    "text_gru",
+    {
+      "vocab_size": V,
+      "dim": D,
+      "hidden_dim": (6, 7),
+      "num_layers": 2,
+      "cell": "lstm",
+      "out_dim": 5,
+    },
+    TEXTS,
+    V * D + 2 * 4 * 6 * (D + 6 + 1) + 2 * 4 * 7 * (2 * 6 + 7 + 1) + 2 * 7 * 5 + 5,
+  ),
   "text_cnn": _family(
     "text_cnn",
     {"vocab_size": V, "dim": D, "channels": 6, "out_dim": 5, "widths": (2, 3)},

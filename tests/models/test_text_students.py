@@ -1,5 +1,6 @@
 """Small encoders of text: padding is not read, directions are, and static tables by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ STUDENTS = {
   "static": (make_static, {}),
   "gru": (make_text_gru, {"num_layers": 2}),
   "gru_last": (make_text_gru, {"bidirectional": False, "pooling": "last"}),
+  "lstm": (make_text_gru, {"cell": "lstm"}),
   "cnn": (make_text_cnn, {}),
 }
 
@@ -64,6 +66,30 @@ def test_a_gru_reads_both_ways():
   expected = jnp.concatenate([forward, backward], axis=-1)
   np.testing.assert_allclose(outputs.features["layer_0"][1:, :2], expected, atol=1e-6)
   np.testing.assert_allclose(outputs.logits[1:], expected.max(axis=1), atol=1e-6)
+
+
+def test_an_lstm_is_that_of_flax_and_forgets_at_segments():
+  from kdjax.models.recurrent import LSTM
+
+  x = jax.random.normal(KEY, (2, 7, 3))
+  starts = jnp.zeros([2, 7], bool).at[:, 0].set(True).at[1, 3].set(True)
+  layer = LSTM(4)
+  params = layer.init(KEY, x, starts)["params"]
+  np.testing.assert_array_equal(params["input"]["bias"], np.repeat([0, 1, 0, 0], 4))
+  params = jax.tree.map(lambda v: v + 0.3 * jax.random.normal(KEY, v.shape), params)
+  given, own = (
+    jnp.split(k, 4, axis=1) for k in (params["input"]["kernel"], params["recurrent_kernel"])
+  )
+  biases = jnp.split(params["input"]["bias"], 4)
+  theirs = {f"i{g}": {"kernel": w} for g, w in zip("ifgo", given, strict=True)} | {
+    f"h{g}": {"kernel": w, "bias": b} for g, w, b in zip("ifgo", own, biases, strict=True)
+  }
+  oracle = nn.RNN(nn.OptimizedLSTMCell(4))
+  run = lambda x: oracle.apply({"params": {"cell": theirs}}, x)  # noqa: E731
+  found = jax.jit(lambda x: layer.apply({"params": params}, x, starts))(x)
+  np.testing.assert_allclose(found[:1], run(x[:1]), atol=1e-5)
+  np.testing.assert_allclose(found[1:, :3], run(x[1:, :3]), atol=1e-5)
+  np.testing.assert_allclose(found[1:, 3:], run(x[1:, 3:]), atol=1e-5)
 
 
 def test_poolings_by_hand():
@@ -123,3 +149,5 @@ def test_wrong_names_are_refused():
   for make in (make_static, make_text_gru, make_text_cnn):
     with pytest.raises(ValueError, match="head='ears': there are pool, labels"):
       make(vocab_size=9, head="ears").init(KEY, BATCH)
+  with pytest.raises(ValueError, match="cell='rnn': there are gru, lstm"):
+    make_text_gru(vocab_size=9, cell="rnn").init(KEY, BATCH)

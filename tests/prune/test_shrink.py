@@ -53,6 +53,7 @@ AXES = {
   "static_labels": {"dim"},
   "text_gru": {"dim", "layer_0/hidden", "layer_1/hidden"},
   "text_gru_labels": {"dim", "layer_0/hidden"},
+  "text_lstm": {"dim", "layer_0/hidden", "layer_1/hidden"},
   "speech_gru": {"dim", "layer_0/hidden", "layer_1/hidden"},
   "text_cnn": {"dim", "channels"},
   "text_cnn_labels": {"dim", "channels"},
