@@ -166,6 +166,50 @@ def test_margins_are_those_of_the_relevant_document(cross):
   np.testing.assert_allclose(found.total / found.count, expected, rtol=1e-5)
 
 
+def test_the_kl_of_a_batch_is_over_the_documents_of_all_its_queries():
+  """Against dense NumPy: documents that stand in several rows count wherever they stand."""
+  task = retrieval.make_task(DATA, "bi_encoder")
+  options = DistillConfig(distill_losses=("in_batch_kl:1",), temperature=2.0, label_weight=0.0)
+  (term,) = task.flag_terms(options, FIT, num_teachers=1, num_steps=1)
+  rng = np.random.default_rng(0)
+  # Document 5 is a negative of the first query, answers the second, and stands in two rows.
+  ids = np.array([[3, 5, 8], [5, 1, 2], [4, 3, 9]])
+
+  def outputs(width):
+    query, table = rng.normal(size=(3, width)), rng.normal(size=(10, width))
+    scores = query @ table[ids.reshape(-1)].T  # [3, 9], of all documents of the batch.
+    features = {"query": jnp.asarray(query), "documents": jnp.asarray(table[ids])}
+    own = np.stack([scores[i, 3 * i : 3 * i + 3] for i in range(3)])
+    return scores, Outputs(jnp.asarray(own), features)
+
+  (student, own), (teacher, other) = outputs(4), outputs(6)
+  batch = {"candidates": jnp.asarray(ids), "relevant": jnp.array([[3, 5], [5, -1], [4, -1]])}
+  log_p, log_q = (
+    x / 2 - np.log(np.exp(x / 2).sum(axis=1, keepdims=True)) for x in (teacher, student)
+  )
+  expected = 4 * np.sum(np.exp(log_p) * (log_p - log_q), axis=1)  # T^2 KL of each query.
+  found = jax.jit(term.loss)(own, other, batch)
+  np.testing.assert_allclose(found.total, expected.sum(), rtol=1e-5)
+  assert float(found.count) == 3
+  # A document that stands in n rows is one of n times the mass.
+  places = ids.reshape(-1)
+  merged = [
+    np.stack([np.logaddexp.reduce(x[:, places == i], axis=1) for i in np.unique(places)], axis=1)
+    for x in (log_p, log_q)
+  ]
+  one = 4 * np.sum(np.exp(merged[0]) * (merged[0] - merged[1]), axis=1)
+  np.testing.assert_allclose(found.total, one.sum(), rtol=1e-5)
+  zero = jax.jit(term.loss)(other, other, batch)
+  np.testing.assert_allclose(zero.total, 0, atol=1e-5)
+  # A batch of one row has its own documents alone.
+  alone = [jax.tree.map(lambda x: x[:1], x) for x in (own, other, batch)]
+  log_p, log_q = (x[0, :3] / 2 - np.log(np.exp(x[0, :3] / 2).sum()) for x in (teacher, student))
+  expected = 4 * np.sum(np.exp(log_p) * (log_p - log_q))
+  np.testing.assert_allclose(jax.jit(term.loss)(*alone).total, expected, rtol=1e-5)
+  with pytest.raises(ValueError, match="no feature 'query'"):
+    term.loss(own, Outputs(other.logits, {}), batch)
+
+
 def pair_sizes(model, data):
   return retrieval.model_sizes(model, retrieval.make_task(data, "cross_encoder").sizes)
 
