@@ -9,7 +9,6 @@ split by --model_devices or --fsdp_devices.
 """
 
 import dataclasses
-import hashlib
 import pathlib
 import re
 from typing import Any, Literal
@@ -55,8 +54,6 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   teacher = stored.load_model(config.teacher, flag="--teacher")
   task = problems.make_task(config.data, config.model)
   stored.check_teacher(teacher, task, config.data)
-  with (teacher.folder / stored.MODEL_FILE).open("rb") as file:
-    digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
   mesh = meshes.mesh_of(config.mesh)
   apply = families.make_model(teacher.family, teacher.sizes).apply
   features = caches.feature_shapes(apply, teacher.params, task, config.features)
@@ -79,7 +76,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
       params,
       task.arrays,
       coding,
-      about=caches.about(task, config.data, config.model) | {"teacher": digest},
+      about=caches.about(task, config.data, config.model)
+      | {"teacher": stored.fingerprint(teacher)},
       seed=config.seed,
       rows_per_shard=config.rows_per_shard,
       rows_per_call=config.rows_per_call,

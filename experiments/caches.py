@@ -2,6 +2,9 @@
 
 import dataclasses
 import hashlib
+import os
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.tasks import Task
+from kdjax import store
 from kdjax.data.errors import DataError
 from kdjax.train import teacher_cache
 from kdjax.types import Apply, Params
@@ -102,3 +106,30 @@ def added(task: Task, distill: DistillConfig, fit: FitConfig, data: DataConfig) 
     )
   kept: Any = rows if fit.stream else np.asarray(rows)
   return task._replace(arrays={**task.arrays, teacher_cache.NAME: kept})
+
+
+def once(path: pathlib.Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays that `make` gives: read from a file, which is written where there is none.
+
+  Raises:
+    DataError: if the file is damaged, or its folder cannot be written; saying what to do.
+  """
+  if path.exists():
+    try:
+      found = {name: np.asarray(values) for name, values in store.load_params(path)[0].items()}
+    except store.StoreError as error:
+      raise DataError(f"{error}; delete the file, and the teacher runs again") from error
+    print(f"what the teacher says is read from {path}", flush=True)
+    return found
+  mend = (
+    f"{path.parent} cannot be written; --cache_scores=false keeps what a teacher says in memory"
+  )
+  try:
+    path.parent.mkdir(exist_ok=True)
+    if not os.access(path.parent, os.W_OK):  # Before the teacher runs for nothing.
+      raise DataError(mend)
+    found = make()
+    store.save_params(path, found)
+  except OSError as error:
+    raise DataError(f"{mend}: {error}") from error
+  return found

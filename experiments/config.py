@@ -355,6 +355,11 @@ class DistillConfig:
     "images its logits. A search teacher's scores are always kept; this keeps the embeddings of a "
     "bi_encoder, too.",
   )
+  cache_scores: bool = option(
+    True,
+    "Search: write what the teacher says of the training rows beside its run, once, for other "
+    "students and for a run that is taken up again; false runs it every time.",
+  )
   cache_top_k: int = option(
     0,
     "Run the teacher over the training rows once and keep its best so many logits of every position "

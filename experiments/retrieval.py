@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ __all__ = [
 ]
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 CROSS = "cross_encoder"
+Said = dict[str, np.ndarray]
 
 
 def make_task(config: DataConfig, family: str) -> Task:
@@ -175,8 +176,14 @@ def make_view(num_rows: int) -> View:
 
 
 def run_teacher(
-  config: DataConfig, family: str, apply: Any, params: Params, *, embeddings: bool
-) -> dict[str, np.ndarray]:
+  config: DataConfig,
+  family: str,
+  apply: Any,
+  params: Params,
+  *,
+  embeddings: bool,
+  once: Callable[[Callable[[], Said]], Said] = lambda make: make(),
+) -> Said:
   """What a teacher says of the training rows: every text, or pair of texts, is read once.
 
   Args:
@@ -185,18 +192,26 @@ def run_teacher(
     apply: of the teacher.
     params: its parameters.
     embeddings: whether a bi-encoder's features are wanted, too.
+    once: gives what its argument makes, all that the teacher is run for: scores `[R, 1 + K]` of a
+      cross-encoder; `query` `[Q', d]` and `documents` `[N', d]`, each text once, of a bi-encoder.
 
   Returns:
     `scores` float32 `[R, 1 + K]`; perhaps `query` `[R, d]` and `documents` `[R, 1 + K, d]`.
   """
   rows = collection.training_rows(config)
   if family == CROSS:
-    return {"scores": score_pairs(config, apply, params, rows.queries, rows.candidates)}
+    pairs = rows.queries, rows.candidates
+    return once(lambda: {"scores": score_pairs(config, apply, params, *pairs)})
   tokens = collection.encoded(config)
   asked, place = np.unique(rows.queries, return_inverse=True)
   read, at = np.unique(rows.candidates, return_inverse=True)
-  query = _embed(_queries_of(apply), params, tokens.queries, asked)
-  documents = _embed(apply, params, tokens.documents, read)
+  texts = once(
+    lambda: {
+      "query": _embed(_queries_of(apply), params, tokens.queries, asked),
+      "documents": _embed(apply, params, tokens.documents, read),
+    }
+  )
+  query, documents = texts["query"], texts["documents"]
   at = at.reshape(rows.candidates.shape)
   blocks = [slice(i, i + 1024) for i in range(0, len(place), 1024)]
   scores = [np.einsum("rd,rcd->rc", query[place[b]], documents[at[b]]) for b in blocks]

@@ -52,12 +52,14 @@ def open_workdir(workdir: str | pathlib.Path, config: Any) -> pathlib.Path:
 def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
   """Whether a run taken up again may have another value of a flag.
 
-  What is shown and logged may always change, the devices too, and so may the limits of a search.
+  What is shown, logged and kept for others may always change, the devices too, and so may the
+  limits of a search.
   How long to train may, until the run is finished, and only where nothing is scheduled over the
   length of training: neither learning rate nor sparsity, nor the weights or the expert selection of
   --distill_losses.
   """
-  if flag.endswith(("progress", "tensorboard", "wandb", "devices", "teacher_mesh")):
+  shown = ("progress", "tensorboard", "wandb", "devices", "teacher_mesh", "cache_scores")
+  if flag.endswith(shown):
     return True
   if flag.startswith(("max_mb", "max_p99", "max_quality", "search_", "budget_")):
     return True  # Of a search: its trials stay, each in a workdir of its own.

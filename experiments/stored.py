@@ -1,6 +1,7 @@
 """Trained models on disk: saved, loaded, and whether one may teach another."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -63,6 +64,12 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
     params,
     flags.from_dict(DataConfig, json.loads(metadata["data"])),
   )
+
+
+def fingerprint(model: SavedModel) -> str:
+  """Of its file: of family, sizes, params and where it came from."""
+  with (model.folder / MODEL_FILE).open("rb") as file:
+    return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def check_teacher(

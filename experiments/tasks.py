@@ -76,9 +76,9 @@ class Task(NamedTuple):
       None where a task has no texts to write.
     retokenize: `(folder, max_length) -> rows or None`: the training texts in the tokens of the
       model of that folder, beside `arrays`; None where they are the same. None for other tasks.
-    run_teacher: `(family, apply, params, *, embeddings) -> {name: [R, ...]}`, what a teacher
+    run_teacher: `(family, apply, params, *, embeddings, once) -> {name: [R, ...]}`, what a teacher
       says of the training rows, `scores` and perhaps features, where it always runs over them once;
-      None where it runs live.
+      `once(make)` gives what `make()` does, which may be kept from before. None where it runs live.
     valid: validation rows as `arrays`, where losses can be taken on them.
     read_rows: `(fit) -> (batch) -> {path: ids}`, which rows of which params a batch reads, for
       --lazy_tables; None where a model has no table of users or items.

@@ -1,13 +1,17 @@
 """What the student learns from: teachers run live, or what is kept of them beside the rows."""
 
+import functools
+import hashlib
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import caches, meshes
+from experiments import caches, meshes, stored
 from experiments.config import DistillConfig, FitConfig
 from experiments.families import make_model
 from experiments.stored import SavedModel
@@ -43,7 +47,10 @@ def join_teachers(
     if task.run_teacher is not None:
       name = f"teacher_{number + 1}"
       here = jax.tree.map(jnp.asarray, own)
-      said = task.run_teacher(teacher.family, apply, here, embeddings=distill.cache_queries)
+      kept: dict[str, Any] = {}
+      if distill.cache_scores:
+        kept["once"] = functools.partial(caches.once, said_path(task, fit, teacher))
+      said = task.run_teacher(teacher.family, apply, here, embeddings=distill.cache_queries, **kept)
       arrays |= {f"{name}_{part}": values for part, values in said.items()}
       features = sorted(set(said) - {"scores"})
       apply, own = teacher_queries.with_outputs(name=name, features=features), {}
@@ -76,6 +83,17 @@ def join_teachers(
     return tuple(apply(own, batch, key=key) for apply, own in zip(applies, params, strict=True))
 
   return all_apply, params, arrays
+
+
+def said_path(task: Task, fit: FitConfig, teacher: SavedModel) -> pathlib.Path:
+  """The file of what a teacher says of these rows, in the folder `said` of its run.
+
+  Another model, other rows (data, fold, negatives, tokens) or another --dtype has another name.
+  """
+  rows = caches.fingerprint({name: task.arrays[name] for name in sorted(task.arrays)})
+  parts = f"{stored.fingerprint(teacher)} {rows} {fit.dtype}"
+  name = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+  return teacher.folder / "said" / f"{name}.safetensors"
 
 
 def _own_tokens(task: Task, teacher: SavedModel) -> dict[str, np.ndarray] | None:

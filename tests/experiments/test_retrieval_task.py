@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from experiments import (
   report,
   retrieval,
   stored,
+  teachers,
   train,
 )
 from experiments import retrieval_rows as collection
@@ -27,6 +29,7 @@ from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConf
 from kdjax import losses
 from kdjax.data import text
 from kdjax.data.bm25 import make_bm25
+from kdjax.data.errors import DataError
 from kdjax.models import hub, make_bert
 from kdjax.types import Outputs
 
@@ -98,6 +101,65 @@ def test_what_a_teacher_says_is_what_it_would_say_live(cross):
   np.testing.assert_allclose(said["scores"][:9], live.logits, atol=1e-5)
   for name in ("query", "documents"):
     np.testing.assert_allclose(said[name][:9], live.features[name], atol=1e-5)
+
+
+def refuse(*args, **options):
+  raise AssertionError("the teacher ran again")
+
+
+def params_of(folder):
+  return jax.tree.leaves(stored.load_model(folder, flag="--").params)
+
+
+def test_what_a_teacher_says_is_written_once(cross, tmp_path, monkeypatch):
+  teacher = tmp_path / "teacher"
+  shutil.copytree(cross, teacher)
+  shutil.rmtree(teacher / "said", ignore_errors=True)
+  made = student(teacher, tmp_path / "without", "kl:1", cache_scores=False)
+  assert not (teacher / "said").exists()
+  student(teacher, tmp_path / "first", "kl:1")
+  (file,) = (teacher / "said").iterdir()
+  with monkeypatch.context() as patched:
+    patched.setattr(retrieval, "score_pairs", refuse)
+    again = student(teacher, tmp_path / "second", "kl:1")
+    student(teacher, tmp_path / "wider", "kl:1", model=dataclasses.replace(STATIC, dim=16))
+    assert again["quality"] == made["quality"]
+    for name in ("first", "second"):
+      for a, b in zip(params_of(tmp_path / name), params_of(tmp_path / "without"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Other rows are not those, nor is another model.
+    other = dataclasses.replace(DATA, mined_negatives=2)
+    with pytest.raises(AssertionError, match="ran again"):
+      student(teacher, tmp_path / "rows", "kl:1", data=other)
+    moved = tmp_path / "moved"
+    saved = stored.load_model(teacher, flag="--")
+    shutil.copytree(teacher, moved)
+    more = jax.tree.map(lambda x: x + 1, saved.params)
+    stored.save_model(moved, saved.family, saved.sizes, more, saved.data)
+    with pytest.raises(AssertionError, match="ran again"):
+      student(moved, tmp_path / "model", "kl:1")
+  assert [file] == list((teacher / "said").iterdir())  # A run that failed left nothing.
+  data = bytearray(file.read_bytes())
+  data[-3] ^= 1
+  file.write_bytes(data)
+  with pytest.raises(DataError, match=r"checksum does not match.*delete the file, and the teacher"):
+    student(teacher, tmp_path / "damaged", "kl:1")
+
+
+def test_embeddings_of_a_teacher_are_written_once_too(tmp_path, monkeypatch):
+  wide = dataclasses.replace(STATIC, dim=12)
+  train.run(train.Config(DATA, wide, FIT), tmp_path / "teacher")
+  options = {"cache_queries": True}
+  student(tmp_path / "teacher", tmp_path / "a", "in_batch_kl:1", cache_scores=False, **options)
+  student(tmp_path / "teacher", tmp_path / "b", "in_batch_kl:1", **options)
+  assert len(list((tmp_path / "teacher" / "said").iterdir())) == 1
+  monkeypatch.setattr(retrieval, "_queries_of", refuse)
+  task = retrieval.make_task(DATA, "bi_encoder")
+  saved = stored.load_model(tmp_path / "teacher", flag="--")
+  _, _, rows = teachers.join_teachers(task, FIT, DistillConfig(), [saved])  # No --cache_queries.
+  assert rows["teacher_1_scores"].shape == rows["candidates"].shape
+  for a, b in zip(params_of(tmp_path / "a"), params_of(tmp_path / "b"), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_rows_hold_what_answers_first_and_negatives_that_do_not():
