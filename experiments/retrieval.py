@@ -207,7 +207,7 @@ def run_teacher(
   read, at = np.unique(rows.candidates, return_inverse=True)
   texts = once(
     lambda: {
-      "query": _embed(_queries_of(apply), params, tokens.queries, asked),
+      "query": _embed(queries_of(apply), params, tokens.queries, asked),
       "documents": _embed(apply, params, tokens.documents, read),
     }
   )
@@ -220,7 +220,7 @@ def run_teacher(
 
 
 @functools.cache
-def _queries_of(apply: Any) -> Apply:
+def queries_of(apply: Any) -> Apply:
   """A bi-encoder's queries, scaled as its scores are; one function a model, compiled once."""
 
   def queries(params: Params, batch: Batch, *, key: Array | None = None) -> Outputs:
@@ -276,7 +276,7 @@ def judge(config: DataConfig, family: str, apply: Any, params: Params, part: str
     _, ids = collection.bm25_lists(config, asked, count)
     found = judge_lists(config, part, score_pairs(config, apply, params, queries, ids), ids)
     return found._replace(scalars={"reranked": float(count)})
-  query = jnp.asarray(_embed(_queries_of(apply), params, tokens.queries, queries))
+  query = jnp.asarray(_embed(queries_of(apply), params, tokens.queries, queries))
   every = np.arange(len(dataset.documents))
   logits = FactoredLogits(query, jnp.asarray(_embed(apply, params, tokens.documents, every)))
   none = np.zeros(0, np.int32), np.zeros(len(queries) + 1, np.int64)

@@ -1,14 +1,14 @@
 """Collections for search: documents, queries, and who judged what relevant to what."""
 
-import json
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kdjax.data.errors import DataError
+from kdjax.data.search_texts import NamedTexts, lines_of, load_documents, load_queries
 
 FOLDS = 5
 _QRELS = {"train": ("train",), "valid": ("dev", "valid", "validation"), "test": ("test",)}
@@ -137,18 +137,10 @@ def make_search(count: int = 200, *, num_queries: int = 150, seed: int = 0) -> S
 
 
 def _load_cranfield(path: pathlib.Path, fold: int) -> SearchDataset:
-  documents = list(_smart_records(path / "cran.all.1400"))
-  ids = _unique((record[".I"] for record in documents), path / "cran.all.1400")
-  titles = tuple(record.get(".T", "") for record in documents)
-  # Most texts begin with the title already.
-  texts = tuple(
-    body if body.startswith(title) else f"{title} {body}".strip()
-    for title, body in zip(titles, (record.get(".W", "") for record in documents), strict=True)
-  )
-  queries = tuple(record.get(".W", "") for record in _smart_records(path / "cran.qry"))
-  numbers = {str(i + 1): i for i in range(len(queries))}
+  documents, queries = load_documents(path), load_queries(path)
+  ids, numbers = documents.numbers(), queries.numbers()
   rows, file = [], path / "cranqrel"
-  for place, line in _lines(file):
+  for place, line in lines_of(file):
     fields = line.split()
     if not fields:
       continue
@@ -159,15 +151,13 @@ def _load_cranfield(path: pathlib.Path, fold: int) -> SearchDataset:
     gain = 0 if fields[2] == "-1" else 5 - int(fields[2])
     rows.append((*_look_up(fields, numbers, ids, place), gain))
   judged = _judged(rows)
-  parts, note = _folds(judged, {i: i + 1 for i in range(len(queries))}, fold)
-  return SearchDataset(texts, titles, tuple(ids), queries, tuple(numbers), parts, note)
+  parts, note = _folds(judged, {i: i + 1 for i in range(len(queries.ids))}, fold)
+  return _joined(documents, queries, parts, note)
 
 
 def _load_beir(path: pathlib.Path, fold: int, valid_fraction: float, seed: int) -> SearchDataset:
-  corpus = list(_json_records(path / "corpus.jsonl"))
-  asked = list(_json_records(path / "queries.jsonl"))
-  ids = _unique((record["_id"] for record in corpus), path / "corpus.jsonl")
-  numbers = _unique((record["_id"] for record in asked), path / "queries.jsonl")
+  documents, queries = load_documents(path), load_queries(path)
+  ids, numbers = documents.numbers(), queries.numbers()
   files = {
     part: path / "qrels" / f"{name}.tsv"
     for part, names in _QRELS.items()
@@ -183,17 +173,21 @@ def _load_beir(path: pathlib.Path, fold: int, valid_fraction: float, seed: int) 
     parts, note = _draw_valid(parts, valid_fraction, seed)
   else:
     note = "parts as given"
-  titles = tuple(record.get("title") or "" for record in corpus)
-  bodies = (record.get("text") or "" for record in corpus)
-  texts = tuple(f"{a} {b}".strip() for a, b in zip(titles, bodies, strict=True))
-  queries = tuple(record.get("text") or "" for record in asked)
-  return SearchDataset(texts, titles, tuple(ids), queries, tuple(numbers), parts, note)
+  return _joined(documents, queries, parts, note)
+
+
+def _joined(
+  documents: NamedTexts, queries: NamedTexts, parts: dict[str, Judged], note: str
+) -> SearchDataset:
+  return SearchDataset(
+    documents.texts, documents.titles, documents.ids, queries.texts, queries.ids, parts, note
+  )
 
 
 def _qrels(
   file: pathlib.Path, numbers: Mapping[str, int], ids: Mapping[str, int]
 ) -> Iterator[tuple[int, int, float]]:
-  for row, (place, line) in enumerate(_lines(file)):
+  for row, (place, line) in enumerate(lines_of(file)):
     fields = line.rstrip("\r\n").split("\t")
     if not line.strip() or (row == 0 and fields[-1].strip() == "score"):
       continue
@@ -256,62 +250,3 @@ def _draw_valid(
   train = _pick(parts["train"], lambda q: ~np.isin(q, drawn))
   found = {"train": train, "valid": valid, "test": parts["test"]}
   return found, f"valid {valid_fraction:.0%} of the training queries"
-
-
-def _lines(file: pathlib.Path) -> Iterator[tuple[str, str]]:
-  """Every line, and how to name it."""
-  try:
-    with file.open(encoding="utf-8") as lines:
-      for number, line in enumerate(lines):
-        yield f"{file}, line {number + 1}", line
-  except FileNotFoundError as error:
-    raise DataError(f"{file}: no such file; the collection needs it") from error
-  except UnicodeDecodeError as error:
-    raise DataError(f"{file}: not UTF-8 text: {error}; convert it") from error
-
-
-def _json_records(file: pathlib.Path) -> Iterator[dict[str, Any]]:
-  for place, line in _lines(file):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except ValueError as error:
-      raise DataError(f"{place}: no JSON: {error}; mend or remove the line") from error
-    if not isinstance(record, dict) or "_id" not in record:
-      raise DataError(f"{place}: an object with _id and text is needed there")
-    for name in ("title", "text"):
-      if not isinstance(record.get(name), str | None):
-        raise DataError(f"{place}: {name} is no text; put it in quotes")
-    yield record | {"_id": str(record["_id"])}
-
-
-def _smart_records(file: pathlib.Path) -> Iterator[dict[str, str]]:
-  """Records of `.I number` and fields `.T`, `.W`, ..., each on lines of its own."""
-  record: dict[str, list[str]] = {}
-  name = ""
-  for place, line in _lines(file):
-    text = line.strip()
-    if line.startswith(".I"):
-      if record:
-        yield {key: " ".join(words) for key, words in record.items()}
-      record, name = {".I": [text[2:].strip()]}, ""
-    elif len(text) == 2 and text[0] == "." and text[1].isupper() and record:
-      record[name := text] = []
-    elif text:
-      if not name:
-        raise DataError(f"{place}: {text[:40]!r} belongs to no field; a record begins with .I, .W")
-      record[name].append(text)
-  if not record:
-    raise DataError(f"{file}: no record (.I number) in it")
-  yield {key: " ".join(words) for key, words in record.items()}
-
-
-def _unique(found: Iterable[str], file: pathlib.Path) -> dict[str, int]:
-  """The number of every id, in the order of the file."""
-  numbers: dict[str, int] = {}
-  for name in found:
-    if name in numbers:
-      raise DataError(f"{file}: the id {name!r} stands there twice; ids are unique")
-    numbers[name] = len(numbers)
-  return numbers

@@ -8,6 +8,7 @@ from kdjax.data import text
 from kdjax.data.bm25 import make_bm25
 from kdjax.data.errors import DataError
 from kdjax.data.retrieval import load_search, make_search
+from kdjax.data.search_texts import load_documents, load_queries
 
 
 def write_beir(folder, **files):
@@ -119,11 +120,21 @@ def test_what_is_wrong_in_smart_files_is_named(tmp_path, name, content, message)
     load_search(write_smart(tmp_path, **{name: content}))
 
 
+def test_texts_without_judgements(tmp_path):
+  write_smart(tmp_path)
+  assert load_queries(tmp_path).ids == tuple(map(str, range(1, 11)))
+  assert load_documents(tmp_path).numbers() == {"1": 0, "2": 1}
+  file = tmp_path / "some.jsonl"
+  file.write_text('{"_id": 7, "title": "a", "text": "b c"}\n\n{"_id": "x", "text": "d"}\n')
+  assert load_documents(file) == (("7", "x"), ("a b c", "d"), ("a", ""))
+  assert load_queries(file).texts == ("b c", "d")
+
+
 def test_missing_files_are_named(tmp_path):
   with pytest.raises(DataError, match="no collection"):
     load_search(tmp_path)
   (write_smart(tmp_path) / "cran.qry").unlink()
-  with pytest.raises(DataError, match=r"cran.qry: no such file"):
+  with pytest.raises(DataError, match=r"no queries in it: give .*cran.qry"):
     load_search(tmp_path)
 
 

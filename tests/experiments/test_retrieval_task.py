@@ -153,7 +153,7 @@ def test_embeddings_of_a_teacher_are_written_once_too(tmp_path, monkeypatch):
   student(tmp_path / "teacher", tmp_path / "a", "in_batch_kl:1", cache_scores=False, **options)
   student(tmp_path / "teacher", tmp_path / "b", "in_batch_kl:1", **options)
   assert len(list((tmp_path / "teacher" / "said").iterdir())) == 1
-  monkeypatch.setattr(retrieval, "_queries_of", refuse)
+  monkeypatch.setattr(retrieval, "queries_of", refuse)
   task = retrieval.make_task(DATA, "bi_encoder")
   saved = stored.load_model(tmp_path / "teacher", flag="--")
   _, _, rows = teachers.join_teachers(task, FIT, DistillConfig(), [saved])  # No --cache_queries.
