@@ -28,10 +28,9 @@ from experiments import (
   distill,
   distill_static,
   evaluate,
-  families,
-  problems,
   retrieval,
   runs,
+  stored,
   train,
 )
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig
@@ -76,7 +75,7 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
     )
     texts = dataclasses.replace(own, mined_negatives=5, pseudo_queries=True)
     bm25.run(bm25.Config(texts), place / "bm25")
-    as_it_is(own, base, place / "as-it-is")
+    as_it_is(own, minilm, place / "as-it-is")
     train.run(train.Config(own, base, TEACHER_FIT), place / "teacher")
     for name, folder in REFERENCES.items():
       found.setdefault(name, [[]])[0].append(cases(place / folder))
@@ -138,13 +137,12 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
   }
 
 
-def as_it_is(data: DataConfig, model: ModelConfig, folder: pathlib.Path) -> None:
+def as_it_is(data: DataConfig, minilm: str, folder: pathlib.Path) -> None:
   """Judges a checkpoint without any training."""
   folder.mkdir(parents=True, exist_ok=True)
   if runs.finished(folder) is None:
-    sizes = families.model_sizes(model, problems.make_task(data, model.model))
-    params = retrieval.start_from(model, {})
-    runs.finish("train", folder, model.model, sizes, params, data, seed=0, training={})
+    _, *model = stored.load_teacher(minilm, data, "bi_encoder", flag="--checkpoint")
+    runs.finish("pretrained", folder, *model, seed=0, training={})
 
 
 def cases(folder: pathlib.Path) -> dict[str, np.ndarray]:

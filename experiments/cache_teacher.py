@@ -23,7 +23,9 @@ from kdjax.train import teacher_cache
 class Config:
   """Options of experiments.cache_teacher."""
 
-  teacher: str = option("", "Workdir of the trained teacher.")
+  teacher: str = option(
+    "", "Workdir of the trained teacher, or the folder of a Hugging Face decoder."
+  )
   model: Literal["sasrec", "gru4rec", "decoder"] = option(
     "sasrec", "Family of the students: it decides what their training rows are."
   )
@@ -51,7 +53,7 @@ class Config:
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Writes the shards that are missing; says how many, and how large all are."""
   part = _part(config.part)
-  teacher = stored.load_model(config.teacher, flag="--teacher")
+  teacher = stored.load_teacher(config.teacher, config.data, config.model, flag="--teacher")
   task = problems.make_task(config.data, config.model)
   stored.check_teacher(teacher, task, config.data)
   mesh = meshes.mesh_of(config.mesh)

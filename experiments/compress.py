@@ -28,7 +28,9 @@ from kdjax.train.writers import read_jsonl
 class Config:
   """Options of experiments.compress; those of the teacher begin with `teacher_` and so on."""
 
-  teacher_dir: str = option("", "Workdir of a trained teacher; trained here when not given.")
+  teacher_dir: str = option(
+    "", "Workdir of a trained teacher, or a Hugging Face folder; trained here when not given."
+  )
   seeds: tuple[int, ...] = option((0,), "Seeds of the students; each trains a student of its own.")
   requests: int = option(200, "Timed single requests of each model.", lower=1)
   batches: int = option(20, "Timed batches of 256 requests of each model.", lower=1)

@@ -135,7 +135,8 @@ class ModelConfig:
   checkpoint: str = option(
     "",
     "bert (also as a bi_encoder or cross_encoder), decoder: a Hugging Face checkpoint folder; the "
-    "model takes its sizes and starts as it is. Give --tokenizer the same folder.",
+    "model takes its sizes and starts as it is, a head of as many labels too. Give --tokenizer the same "
+    "folder.",
   )
   start: str = option(
     "",

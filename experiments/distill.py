@@ -35,7 +35,9 @@ from kdjax.train.objective import Term
 class Config:
   """Options of experiments.distill."""
 
-  teacher: tuple[str, ...] = option((), "Workdir of the trained teacher, or of several.")
+  teacher: tuple[str, ...] = option(
+    (), "Workdir of the trained teacher, or of several; or Hugging Face checkpoint folders."
+  )
   data: DataConfig = group(DataConfig)
   model: ModelConfig = group(ModelConfig, dim=32)
   distill: DistillConfig = group(DistillConfig)
@@ -49,7 +51,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   alone = config.distill.cached_rankings or config.distill.user_embeddings
   given = config.teacher or (() if alone or config.distill.teacher_cache else ("",))
-  teachers = [stored.load_model(path, flag="--teacher") for path in given]
+  teachers = [
+    stored.load_teacher(path, config.data, config.model.model, flag="--teacher") for path in given
+  ]
   problems.describe_data(config.data, config.model.model, folder)
   task = problems.make_task(config.data, config.model.model)
   for teacher in teachers:

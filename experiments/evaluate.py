@@ -5,6 +5,7 @@ python -m experiments.evaluate --workdir=runs/eval --models=runs/teacher,runs/st
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from experiments import families, head_terms, problems, ranking, runs, stored
 from experiments.tasks import Judgement
 from kdjax import cost, metrics, report
 from kdjax.flags import option
+from kdjax.models import hub
 
 AGREEMENT_CASES = 1024  # Users (or clicks) on which KL and Kendall's tau are measured.
 
@@ -23,7 +25,9 @@ AGREEMENT_CASES = 1024  # Users (or clicks) on which KL and Kendall's tau are me
 class Config:
   """Options of experiments.evaluate."""
 
-  models: tuple[str, ...] = option((), "Workdirs of trained models; the first is the teacher.")
+  models: tuple[str, ...] = option(
+    (), "Workdirs of trained models, perhaps Hugging Face folders; the first is the teacher."
+  )
   names: tuple[str, ...] = option((), "What the table calls them; their folders' names by default.")
   requests: int = option(200, "Timed single requests of each model.", lower=1)
   batches: int = option(20, "Timed batches of 256 requests of each model.", lower=1)
@@ -45,7 +49,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   names = config.names or tuple(pathlib.Path(model).name for model in config.models)
   if len(names) != len(config.models):
     raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
-  loaded = {model: stored.load_model(model, flag="--models") for model in config.models}
+  loaded = load_models(config.models)
   splits = [stored.split_of(saved.data) for saved in loaded.values()]
   if any(split != splits[0] for split in splits):
     raise ValueError("--models were trained on different data or splits; judge them apart")
@@ -56,7 +60,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     task = problems.make_task(saved.data, saved.family)
     apply = families.make_model(saved.family, saved.sizes).apply
     judgement = task.judge(apply, saved.params, "test")
-    result = runs.finished(saved.folder)
+    result = _untrained(saved, judgement, task.metric) or runs.finished(saved.folder)
     if result is None:
       raise stored.WorkdirError(f"{saved.folder} is not finished: run its job again")
     row = {"name": name, **{k: result[k] for k in ("job", "seed", "metric", "quality", "size")}}
@@ -80,15 +84,41 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   return result
 
 
+def load_models(models: Sequence[str]) -> dict[str, stored.SavedModel]:
+  """The models by what the flag calls them; checkpoint folders on the data of the first workdir.
+
+  Raises:
+    ValueError: if there is no workdir. Others as `stored.load_teacher`.
+  """
+  trained = [model for model in models if not hub.is_checkpoint(model)]
+  if not trained:
+    raise ValueError(
+      "--models are Hugging Face folders alone: add the workdir of a trained model, whose data and "
+      "task judge them"
+    )
+  first = stored.load_model(trained[0], flag="--models")
+  return {
+    model: stored.load_teacher(model, first.data, first.family, flag="--models") for model in models
+  }
+
+
+def _untrained(
+  saved: stored.SavedModel, judgement: Judgement, metric: str
+) -> dict[str, Any] | None:
+  """What `result.json` would say of a checkpoint folder; None for a workdir."""
+  if not hub.is_checkpoint(saved.folder):
+    return None
+  own = {"job": "pretrained", "seed": 0, "metric": metric}
+  return own | {"quality": runs.quality_of(judgement), "size": runs.size_of(saved)}
+
+
 def measure(loaded: dict[str, stored.SavedModel], config: Config) -> dict[str, cost.Cost]:
   """The cost of each model, timed in turns so that a noisy machine is fair to all."""
   candidates = {}
   for name, saved in loaded.items():
     task = problems.make_task(saved.data, saved.family)
     serve = task.serve(families.make_model(saved.family, saved.sizes).apply)
-    candidates[name] = cost.Candidate(
-      serve, jax.tree.map(jnp.asarray, saved.params), task.request, saved.folder / stored.MODEL_FILE
-    )
+    candidates[name] = cost.Candidate(serve, jax.tree.map(jnp.asarray, saved.params), task.request)
   return cost.measure_many(candidates, num_requests=config.requests, num_batches=config.batches)
 
 

@@ -99,6 +99,12 @@ def make_task(config: DataConfig, family: str) -> Task:
   return clicks.make_task(dataset, config, family)
 
 
+def label_names(config: DataConfig, family: str) -> tuple[str, ...]:
+  """The classes that a family tells of texts, in the order of their numbers; none for others."""
+  told = family in TEXT_FAMILIES and config.objective == "auto"
+  return texts.load(config).classes if told else ()
+
+
 def _load_texts(config: DataConfig, family: str) -> TextDataset:
   """The texts, with labels where they are to be told."""
   return texts.load(config, labels=family in TEXT_FAMILIES and config.objective == "auto")

@@ -35,7 +35,9 @@ class Config:
   """Options of experiments.prune."""
 
   model_dir: str = option("", "Workdir of the trained student.")
-  teacher: str = option("", "Workdir of its teacher; without one it recovers on labels alone.")
+  teacher: str = option(
+    "", "Its teacher, as of experiments.distill; without one it recovers on labels alone."
+  )
   distill: DistillConfig = group(DistillConfig)
   prune: PruneConfig = group(PruneConfig)
   fit: FitConfig = group(FitConfig, epochs=20)
@@ -52,7 +54,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   teacher = None
   terms = [task.label_term(config.fit, config.distill.label_weight if added else 1.0)]
   if config.teacher:
-    teacher = stored.load_model(config.teacher, flag="--teacher")
+    teacher = stored.load_teacher(config.teacher, source.data, source.family, flag="--teacher")
     own_tokens = needs_no_tokens(config.distill)
     stored.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
   taught = bool(config.teacher or config.distill.teacher_cache)

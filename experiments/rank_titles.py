@@ -141,12 +141,12 @@ def _scorer(config: Config) -> Callable[[list[list[str]], list[list[str]]], np.n
   if not config.checkpoint:
     raise ValueError("--checkpoint: give the folder of a language model")
   folder = pathlib.Path(config.checkpoint)
-  if (folder / stored.MODEL_FILE).exists() and (folder / runs.RESULT_FILE).exists():
-    saved = stored.load_model(folder, flag="--checkpoint")
-    family, sizes, params = saved.family, saved.sizes, saved.params
-  else:
-    found = hub.load(folder, head="tokens", dtype=np.float32)
-    family, sizes, params = found.family, found.sizes, found.params
+  found = (
+    hub.load(folder, head="tokens", dtype=np.float32)
+    if hub.is_checkpoint(folder)
+    else stored.load_model(folder, flag="--checkpoint")
+  )
+  family, sizes, params = found.family, found.sizes, found.params
   if family != "decoder":
     raise ValueError(f"--checkpoint={folder} is a {family}; only a decoder writes titles")
   tokenizer = load_tokenizer(config.data.tokenizer or folder)

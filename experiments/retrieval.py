@@ -24,6 +24,7 @@ from kdjax.train.objective import Term
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Outputs, Params
 
 __all__ = [
+  "as_text",
   "describe",
   "judge",
   "judge_lists",
@@ -31,7 +32,6 @@ __all__ = [
   "load",
   "make_task",
   "model_sizes",
-  "start_from",
   "tokenizer",
 ]
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
@@ -109,12 +109,6 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
   if config.model != CROSS:
     return {"encoder": config.encoder, **found}
   return separators | found | ({} if config.checkpoint else {"num_types": 2})
-
-
-def start_from(config: ModelConfig, params: Params) -> Params:
-  """Fresh params with those of --checkpoint, where given."""
-  sizes = {"head": "labels", "num_labels": 1} if config.model == CROSS else {}
-  return texts.start_from(as_text(config), sizes, params)
 
 
 def candidate_scores(outputs: Outputs) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from experiments.config import DataConfig
 from experiments.tasks import Judgement
 from kdjax import flags, quant, tree
 from kdjax.metrics import statistics
+from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.train import processes
 from kdjax.types import Params
@@ -106,11 +107,7 @@ def finish(
     "sizes": saved.sizes,
     "quality": quality,
     "cases": len(next(iter(judgement.per_case.values()))),
-    "size": {
-      "parameters": tree.count_params(_float_view(saved.params)),
-      "nonzero": tree.count_nonzero(_float_view(saved.params)),
-      "bytes": (workdir / stored.MODEL_FILE).stat().st_size,
-    },
+    "size": size_of(saved),
     "training": training,
     "made_with": {
       "kdjax": kdjax.__version__,
@@ -128,7 +125,15 @@ def finish(
 
 
 def keep_cases(workdir: pathlib.Path, judgement: Judgement) -> dict[str, Any]:
-  """Writes every case's metrics, and sums them up: means with their bootstrap 95 % intervals."""
+  """Writes every case's metrics, and sums them up as `quality_of` does."""
+  cases: dict[str, Any] = dict(judgement.per_case)
+  if processes.is_first():
+    np.savez_compressed(workdir / CASES_FILE, **cases)
+  return quality_of(judgement)
+
+
+def quality_of(judgement: Judgement) -> dict[str, Any]:
+  """Every metric; means of cases with their bootstrap 95 % intervals."""
   quality: dict[str, Any] = {}
   for name, values in judgement.per_case.items():
     interval = statistics.bootstrap_interval(values, seed=0)
@@ -137,10 +142,17 @@ def keep_cases(workdir: pathlib.Path, judgement: Judgement) -> dict[str, Any]:
       "low": float(interval.low),
       "high": float(interval.high),
     }
-  cases: dict[str, Any] = dict(judgement.per_case)
-  if processes.is_first():
-    np.savez_compressed(workdir / CASES_FILE, **cases)
   return quality | {name: {"value": value} for name, value in judgement.scalars.items()}
+
+
+def size_of(saved: stored.SavedModel) -> dict[str, int]:
+  """Parameters, those that are not 0, and bytes on disk."""
+  floats = _float_view(saved.params)
+  return {
+    "parameters": tree.count_params(floats),
+    "nonzero": tree.count_nonzero(floats),
+    "bytes": sum(path.stat().st_size for path in hub.weights_in(saved.folder)),
+  }
 
 
 def print_quality(quality: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def run(search: SearchConfig, setup: Setup, folder: pathlib.Path) -> dict[str, A
   task = problems.make_task(setup.data, setup.student.model)
   steps = {"distill": fitting.count_steps(task, setup.fit)}
   steps["prune"] = fitting.count_steps(task, setup.recovery)
-  reference = validated(setup.teacher, folder / "teacher.json")
+  reference = validated(setup.teacher, setup, folder / "teacher.json")
   found: dict[str, dict[str, float]] = {}
   open_trials = [trial for trial in trials if trial.name not in left]
   while open_trials:
@@ -135,7 +135,7 @@ def run(search: SearchConfig, setup: Setup, folder: pathlib.Path) -> dict[str, A
         continue
     train_trial(trial, setup, folder / "trials")
     path = folder / "trials" / trial.name
-    value = validated(path, path / "valid.json")
+    value = validated(path, setup, path / "valid.json")
     size = (path / stored.MODEL_FILE).stat().st_size
     found[trial.name] = {"valid": value, "drop": 1 - value / reference, "bytes": size}
     print(f"{trial.name}: {size / 1e6:.3f} MB, validation {value:.4f}, "
@@ -268,10 +268,10 @@ def train_trial(trial: Trial, setup: Setup, folder: pathlib.Path) -> None:
     )
 
 
-def validated(model_dir: str | pathlib.Path, path: pathlib.Path) -> float:
+def validated(model_dir: str | pathlib.Path, setup: Setup, path: pathlib.Path) -> float:
   """The metric of a finished model on the validation part: what a search may look at."""
   if not path.exists():
-    saved = stored.load_model(model_dir, flag="--teacher_dir")
+    saved = stored.load_teacher(model_dir, setup.data, setup.student.model, flag="--teacher_dir")
     task = problems.make_task(saved.data, saved.family)
     apply = families.make_model(saved.family, saved.sizes).apply
     means = fitting.means(task.judge(apply, saved.params, "valid"))

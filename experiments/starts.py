@@ -14,10 +14,8 @@ from kdjax.types import Params, Path
 def start_from(model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params) -> Params:
   """Fresh params with what the flags say of pretrained ones; the rest are the very same arrays."""
   item_ids: Sequence[Any] = list(problems.load_data(data).item_ids) if model.item_embeddings else ()
-  if model.model in SEARCH_FAMILIES:
-    params = retrieval.start_from(model, params)
-  else:
-    params = texts.start_from(model, sizes, params, item_ids)
+  own = retrieval.as_text(model) if model.model in SEARCH_FAMILIES else model
+  params = texts.start_from(own, sizes, params, item_ids, problems.label_names(data, model.model))
   return _from_run(model, data, sizes, params) if model.start else params
 
 

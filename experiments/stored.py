@@ -7,10 +7,11 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from experiments import problems, texts
-from experiments.config import DataConfig
-from experiments.tasks import LANGUAGE_FAMILIES, Task
+from experiments import families, pretrained, problems, retrieval, texts
+from experiments.config import DataConfig, ModelConfig
+from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, Task
 from kdjax import flags, store
+from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
 
@@ -67,9 +68,47 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
 
 
 def fingerprint(model: SavedModel) -> str:
-  """Of its file: of family, sizes, params and where it came from."""
-  with (model.folder / MODEL_FILE).open("rb") as file:
-    return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+  """Of its files: of params, for a run of family, sizes and where it came from too."""
+  digest = hashlib.blake2b()
+  for path in hub.weights_in(model.folder):
+    with path.open("rb") as file:
+      hashlib.file_digest(file, lambda: digest)
+  return digest.hexdigest()[:32]
+
+
+def load_teacher(
+  folder: str | pathlib.Path, data: DataConfig, family: str, *, flag: str
+) -> SavedModel:
+  """Reads a finished run's model, or a Hugging Face folder as what a task wants of a teacher.
+
+  For search models that is an encoder of sentences, or a cross-encoder where the folder has one
+  label; for classifiers of texts a classifier, for masked ones a model of tokens, for decoders a
+  decoder. It reads tokens by the tokenizer of its own folder.
+
+  Args:
+    folder: a workdir, or a checkpoint folder.
+    data: of its students.
+    family: of its students.
+    flag: that gave the folder.
+
+  Raises:
+    WorkdirError, StoreError: as `load_model`. HubError: if a checkpoint folder is damaged.
+    DataError: if it has no tokenizer.json. ValueError: naming the flag, if its model does not fit
+      the task.
+  """
+  if not str(folder) or not hub.is_checkpoint(folder):
+    return load_model(folder, flag=flag)
+  own = pretrained.family_of(folder, family, flag=flag)
+  data = dataclasses.replace(data, tokenizer=str(folder))
+  model = ModelConfig(model=own, checkpoint=str(folder))
+  task = problems.make_task(data, own)
+  classes = problems.label_names(data, own)
+  pretrained.check_head(folder, own, task.sizes, classes, flag=flag)
+  sizes = families.model_sizes(model, task)
+  text = retrieval.as_text(model) if own in SEARCH_FAMILIES else model
+  params, said = pretrained.params_of(str(folder), text.model, sizes, classes)
+  print(f"{flag}={folder} as a {own}{'; ' * bool(said)}{said}", flush=True)
+  return SavedModel(pathlib.Path(folder), own, sizes, params, data)
 
 
 def check_teacher(

@@ -6,16 +6,17 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import classes, files, loss_terms
+from experiments import classes as class_tasks
+from experiments import files, loss_terms, pretrained
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.errors import DataError
 from kdjax.data.text import TextDataset, encode, load_texts, load_tokenizer, make_texts
 from kdjax.data.text import train_tokenizer as learn
-from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
 
@@ -103,7 +104,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     name: without_types(encode(words, part.texts, max_length=config.max_length))
     for name, part in dataset.parts.items()
   }
-  return classes.make_task(
+  return class_tasks.make_task(
     "text",
     inputs,
     {name: part.labels for name, part in dataset.parts.items()},
@@ -155,7 +156,7 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
   if config.checkpoint:
     if not transformer:
       raise ValueError(f"--checkpoint does not fit --model={family}; use bert or decoder")
-    return _sizes_of_checkpoint(config, sizes)
+    return pretrained.sizes_of(config.checkpoint, family, sizes)
   if transformer:
     if dim % config.heads:
       raise ValueError(f"--heads={config.heads} does not divide --dim={dim}")
@@ -176,55 +177,24 @@ def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:
   return sizes | {"dim": dim} | own[family]
 
 
-def _sizes_of_checkpoint(config: ModelConfig, sizes: Sizes) -> Sizes:
-  """Those of --checkpoint, with the head that the data needs."""
-  found = _checkpoint(
-    config.checkpoint,
-    config.model,
-    sizes.get("head", "pool"),
-    pairs=sizes.get("num_labels") == 1,
-  )
-  if found.sizes["vocab_size"] < sizes["vocab_size"]:
-    raise ValueError(
-      f"--checkpoint={config.checkpoint} knows {found.sizes['vocab_size']:,} tokens, but "
-      f"--tokenizer gives {sizes['vocab_size']:,}; use the checkpoint's own"
-    )
-  longest = found.sizes["max_length"] - found.sizes.get("position_offset", 0)
-  if sizes["max_length"] > longest:
-    raise ValueError(
-      f"--max_length={sizes['max_length']} is more than the {longest} positions of "
-      f"--checkpoint={config.checkpoint}"
-    )
-  embeds = sizes.get("head") == "pool"
-  own = {k: v for k, v in found.sizes.items() if embeds or k not in ("pooling", "normalize")}
-  return own | {k: sizes[k] for k in ("head", "num_labels", "dropout") if k in sizes}
-
-
 def start_from(
-  config: ModelConfig, sizes: Sizes, params: Params, item_ids: Sequence[Any] = ()
+  config: ModelConfig,
+  sizes: Sizes,
+  params: Params,
+  item_ids: Sequence[Any] = (),
+  classes: Sequence[str] = (),
 ) -> Params:
   """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given."""
   if config.checkpoint:
-    head, pairs = sizes.get("head", "pool"), sizes.get("num_labels") == 1
-    found = _checkpoint(config.checkpoint, config.model, head, pairs=pairs)
-    params = {**params, **found.params}
+    own, said = pretrained.params_of(config.checkpoint, config.model, sizes, classes)
+    fresh = ", ".join(name for name in params if name not in own)
+    if said or fresh:
+      print(f"--checkpoint={config.checkpoint}: fresh: {fresh or 'none'}; {said}", flush=True)
+    params = {**params, **jax.tree.map(jnp.asarray, own)}
   for number, path in enumerate(config.item_embeddings):
     table = {"embedding": jnp.asarray(item_features(path, item_ids))}
     params = {**params, f"{FEATURES}{number}": table}
   return params
-
-
-@functools.lru_cache(maxsize=1)
-def _checkpoint(folder: str, family: str, head: str, *, pairs: bool) -> hub.Checkpoint:
-  """The body; for tokens, and for pairs that have one score, with the head where there is one."""
-  tokens = family == "decoder" or (head == "tokens" and head in hub.heads_in(folder))
-  found = hub.load(folder, head="tokens" if tokens else "pool", dtype=np.float32)
-  if found.family != family:
-    raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
-  if pairs and str(found.config.get("architectures")).find("ForSequenceClassification") > 0:
-    scorer = hub.load(folder, head="labels", dtype=np.float32)
-    return scorer if scorer.sizes["num_labels"] == 1 else found
-  return found
 
 
 def write_embeddings(path: pathlib.Path, ids: np.ndarray, embeddings: np.ndarray) -> None:

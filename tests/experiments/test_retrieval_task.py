@@ -20,6 +20,7 @@ from experiments import (
   quantize,
   report,
   retrieval,
+  starts,
   stored,
   teachers,
   train,
@@ -304,7 +305,7 @@ def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
   hub.save(tmp_path / "scorer", hub.Checkpoint("bert", "bert", own, params, {}))
   scorer = dataclasses.replace(pair, checkpoint=str(tmp_path / "scorer"))
   assert pair_sizes(scorer, data)["head_activation"] == "tanh"
-  started = retrieval.start_from(scorer, {})
+  started = starts.start_from(scorer, data, pair_sizes(scorer, data), {})
   assert jax.tree.all(jax.tree.map(np.array_equal, started, params))
   long = dataclasses.replace(data, max_length=44)
   assert pair_sizes(pair, data)["num_types"] == 2

@@ -5,7 +5,16 @@ A folder holds `config.json` and weights in safetensors, whole or in shards that
 Nothing in it is executed. Tensors are memory-mapped and go straight to where a sharding wants them.
 """
 
-from kdjax.models.hub.checkpoint import Checkpoint, heads_in, load, save
-from kdjax.models.hub.folders import HubError
+from kdjax.models.hub.checkpoint import Checkpoint, heads_in, load, read_config, save
+from kdjax.models.hub.folders import HubError, is_checkpoint, weights_in
 
-__all__ = ["Checkpoint", "HubError", "heads_in", "load", "save"]
+__all__ = [
+  "Checkpoint",
+  "HubError",
+  "heads_in",
+  "is_checkpoint",
+  "load",
+  "read_config",
+  "save",
+  "weights_in",
+]

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +71,8 @@ def load(
   head: str | None = None,
   dtype: Any = None,
   sharding: Callable[[Path, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+  partial: bool = False,
+  on_host: bool = False,
 ) -> Checkpoint:
   """Reads a checkpoint folder.
 
@@ -81,6 +83,8 @@ def load(
     dtype: what floats become; None to keep those of the file, bfloat16 too.
     sharding: `(path, shape) -> Sharding` of every array; each device then reads its own part. None
       for the default device.
+    partial: whether modules of the head may be missing; the params are then without them.
+    on_host: whether arrays are NumPy's, on no device; `sharding` is not asked then.
 
   Returns:
     Checkpoint; `make_bert(**checkpoint.sizes).apply(checkpoint.params, batch)` runs one of the
@@ -92,19 +96,13 @@ def load(
     FileNotFoundError: if there is no `config.json`, or no weights.
   """
   folder = pathlib.Path(folder)
-  config = read_json(folder / CONFIG)
-  architecture = _find(config.get("model_type"), folder)
-  if head is None:
-    head = head_of(config, architecture, folder)
-  elif head not in architecture.heads:
-    raise HubError(f"{folder}: head={head!r}: there are {', '.join(architecture.heads)}")
-  sizes = sizes_of_config(config, architecture, head, folder)
-  if head == "pool":
-    sizes |= read_pooling(folder)
+  found = read_config(folder, head=head)
+  architecture, sizes = _find(found.model_type, folder), found.sizes
+  head = sizes["head"]
   with open_tensors(folder) as views:
-    prefix = architecture.prefix
-    prefix = prefix if any(name.startswith(prefix) for name in views) else ""
-    shapes = _shapes(architecture.family, sizes)
+    prefix = _prefix(architecture, views)
+    absent = set(architecture.heads[head]) - _modules(architecture, head, views) if partial else ()
+    shapes = {p: x for p, x in _shapes(found.family, sizes).items() if p[0] not in absent}
     places = {path: place_of(path, architecture, head, prefix) for path in shapes}
     tied = architecture.tied if sizes.get("tied", True) else {}
     left = _check(views, places, shapes, architecture._replace(tied=tied), prefix, folder)
@@ -114,8 +112,36 @@ def load(
       for key in path[:-1]:
         at = at.setdefault(key, {})
       onto = sharding and sharding(path, shapes[path])
-      at[path[-1]] = _read(views[place.name], place, shapes[path], dtype, onto)
-  return Checkpoint(config["model_type"], architecture.family, sizes, params, config, left)
+      read = _part(views[place.name], place, shapes[path], dtype)
+      at[path[-1]] = read(None) if on_host else _placed(read, shapes[path], onto)
+  return found._replace(params=params, left=left)
+
+
+def read_config(folder: str | os.PathLike[str], *, head: str | None = None) -> Checkpoint:
+  """What a checkpoint folder's `config.json` says; weights are not read, and `params` are empty.
+
+  Args:
+    folder: with `config.json`.
+    head: as `load`.
+
+  Returns:
+    Checkpoint; its `sizes` are those of `load`.
+
+  Raises:
+    HubError: if a file is damaged, or the type or its head is not known. FileNotFoundError: if
+      there is no `config.json`.
+  """
+  folder = pathlib.Path(folder)
+  config = read_json(folder / CONFIG)
+  architecture = _find(config.get("model_type"), folder)
+  if head is None:
+    head = head_of(config, architecture, folder)
+  elif head not in architecture.heads:
+    raise HubError(f"{folder}: head={head!r}: there are {', '.join(architecture.heads)}")
+  sizes = sizes_of_config(config, architecture, head, folder)
+  if head == "pool":
+    sizes |= read_pooling(folder)
+  return Checkpoint(config["model_type"], architecture.family, sizes, {}, config)
 
 
 def heads_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -134,16 +160,28 @@ def heads_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
   architecture = _find(read_json(folder / CONFIG).get("model_type"), folder)
   with open_tensors(folder) as views:
     names = tuple(views)
+  return tuple(
+    head
+    for head, modules in architecture.heads.items()
+    if set(modules) == _modules(architecture, head, names)
+  )
+
+
+def _prefix(architecture: Architecture, names: Iterable[str]) -> str:
+  """What the names of the body begin with, in the file that has these."""
   prefix = architecture.prefix
-  prefix = prefix if any(name.startswith(prefix) for name in names) else ""
+  return prefix if any(name.startswith(prefix) for name in names) else ""
+
+
+def _modules(architecture: Architecture, head: str, names: Iterable[str]) -> set[str]:
+  """Which of a head's modules have tensors among these."""
+  prefix = _prefix(architecture, names)
 
   def there(module: str) -> bool:
     wanted = module.format(prefix=prefix)
     return any(name == wanted or name.startswith(f"{wanted}.") for name in names)
 
-  return tuple(
-    head for head, modules in architecture.heads.items() if all(map(there, modules.values()))
-  )
+  return {ours for ours, module in architecture.heads[head].items() if there(module)}
 
 
 def save(
@@ -271,14 +309,10 @@ def _check(
   return left
 
 
-def _read(
-  view: Any,
-  place: Place,
-  shape: tuple[int, ...],
-  dtype: Any,
-  sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-  """One leaf on its devices."""
+def _part(
+  view: Any, place: Place, shape: tuple[int, ...], dtype: Any
+) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
+  """`(index) -> values` of one leaf, of which only that is read; None for all of it."""
 
   def part(index: tuple[slice, ...] | None) -> np.ndarray:
     *inputs, outputs = index or (slice(None),) * len(shape)
@@ -288,6 +322,15 @@ def _read(
     values = view[index[::-1]].T if place.turned else view[index]
     return values if dtype is None else values.astype(dtype)
 
+  return part
+
+
+def _placed(
+  read: Callable[[tuple[slice, ...] | None], np.ndarray],
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+  """One leaf on its devices."""
   if sharding is None:
-    return jnp.asarray(part(None))
-  return jax.make_array_from_callback(shape, sharding, part)
+    return jnp.asarray(read(None))
+  return jax.make_array_from_callback(shape, sharding, read)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -36,17 +37,42 @@ def read_json(path: pathlib.Path) -> Any:
     raise HubError(f"{path}: no JSON: {error}") from error
 
 
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder holds a `config.json` that names a type of model, of whatever kind.
+
+  Raises:
+    HubError: if that file is damaged.
+  """
+  path = pathlib.Path(folder) / CONFIG
+  said = read_json(path) if path.is_file() else None
+  return isinstance(said, dict) and "model_type" in said
+
+
+def weights_in(folder: str | os.PathLike[str]) -> tuple[pathlib.Path, ...]:
+  """The files of a folder's weights: the shards that its index lists, or the only one.
+
+  Args:
+    folder: a checkpoint folder; also one with a `model.safetensors` of any other kind.
+
+  Returns:
+    Their paths, sorted; whether they exist is not asked.
+
+  Raises:
+    HubError: if the index is damaged.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / INDEX).exists():
+    return (folder / WEIGHTS,)
+  listed = read_json(folder / INDEX)["weight_map"].values()
+  return tuple(folder / name for name in sorted(set(listed)))
+
+
 @contextlib.contextmanager
 def open_tensors(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Every tensor of the folder by its name, mapped and not yet read."""
-  if (folder / INDEX).exists():
-    shards = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-  else:
-    shards = [WEIGHTS]
   views: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
-    for shard in shards:
-      path = folder / shard
+    for path in weights_in(folder):
       if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; weights must be safetensors")
       try:
