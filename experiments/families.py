@@ -124,7 +124,7 @@ def make_model(family: str, sizes: Sizes, dtype: str = "float32") -> Model:
 @functools.lru_cache(maxsize=16)
 def _make_model(family: str, sizes: str, dtype: str) -> Model:
   # The same model is the same function, so that what was compiled for it is found again.
-  own, heads = models.split_heads(_arguments(json.loads(sizes)))
+  own, heads = models.split_heads(arguments(json.loads(sizes)))
   model = getattr(models, f"make_{family}")(**own, dtype=_DTYPES[dtype])
   return models.with_heads(model, **heads) if heads else model
 
@@ -144,10 +144,10 @@ def sizes_after(family: str, params: Params, sizes: Sizes) -> Sizes:
 
 def make_cached(sizes: Sizes, dtype: str = "float32") -> Cached:
   """The decoder of these sizes, reading on where it stopped."""
-  return models.make_cached(**_arguments(sizes), dtype=_DTYPES[dtype])
+  return models.make_cached(**arguments(sizes), dtype=_DTYPES[dtype])
 
 
-def _arguments(sizes: Sizes) -> Sizes:
+def arguments(sizes: Sizes) -> Sizes:
   """Sizes that JSON made lists of."""
   return {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
 

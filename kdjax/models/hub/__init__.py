@@ -7,6 +7,7 @@ Nothing in it is executed. Tensors are memory-mapped and go straight to where a 
 
 from kdjax.models.hub.checkpoint import Checkpoint, heads_in, load, read_config, save
 from kdjax.models.hub.folders import HubError, is_checkpoint, weights_in
+from kdjax.models.hub.known import types_of
 
 __all__ = [
   "Checkpoint",
@@ -16,5 +17,6 @@ __all__ = [
   "load",
   "read_config",
   "save",
+  "types_of",
   "weights_in",
 ]

@@ -11,19 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models.bert import BERT
-from kdjax.models.decoder import Decoder
 from kdjax.models.hub.architecture import (
   Architecture,
   Place,
-  config_of,
   head_of,
   place_of,
-  plain,
   sizes_of_config,
 )
-from kdjax.models.hub.decoders import DECODERS
-from kdjax.models.hub.encoders import ENCODERS
 from kdjax.models.hub.folders import (
   CONFIG,
   Config,
@@ -35,13 +29,10 @@ from kdjax.models.hub.folders import (
   write_pooling,
   write_tensors,
 )
-from kdjax.models.linen import Sizes, from_linen, sizes_of
-from kdjax.models.transformer import width_of_head
+from kdjax.models.hub.known import FAMILIES, config_for, find, whole
+from kdjax.models.linen import Sizes, from_linen
 from kdjax.tree import leaves_with_path
 from kdjax.types import Params, Path
-
-FAMILIES: dict[str, Any] = {"bert": BERT, "decoder": Decoder}
-ARCHITECTURES = ENCODERS | DECODERS
 
 
 class Checkpoint(NamedTuple):
@@ -97,7 +88,7 @@ def load(
   """
   folder = pathlib.Path(folder)
   found = read_config(folder, head=head)
-  architecture, sizes = _find(found.model_type, folder), found.sizes
+  architecture, sizes = find(found.model_type, folder), found.sizes
   head = sizes["head"]
   with open_tensors(folder) as views:
     prefix = _prefix(architecture, views)
@@ -133,7 +124,7 @@ def read_config(folder: str | os.PathLike[str], *, head: str | None = None) -> C
   """
   folder = pathlib.Path(folder)
   config = read_json(folder / CONFIG)
-  architecture = _find(config.get("model_type"), folder)
+  architecture = find(config.get("model_type"), folder)
   if head is None:
     head = head_of(config, architecture, folder)
   elif head not in architecture.heads:
@@ -157,7 +148,7 @@ def heads_in(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     HubError: if a file is damaged, or the type is not known. FileNotFoundError: as `load`.
   """
   folder = pathlib.Path(folder)
-  architecture = _find(read_json(folder / CONFIG).get("model_type"), folder)
+  architecture = find(read_json(folder / CONFIG).get("model_type"), folder)
   with open_tensors(folder) as views:
     names = tuple(views)
   return tuple(
@@ -202,24 +193,10 @@ def save(
       such as blocks of different widths.
   """
   folder = pathlib.Path(folder)
-  architecture = _find(checkpoint.model_type, folder)
-  sizes = _whole(architecture.family, checkpoint.sizes)
+  architecture = find(checkpoint.model_type, folder)
+  sizes = whole(architecture.family, checkpoint.sizes)
   head = sizes["head"]
-
-  def said(config: Config) -> Sizes:
-    return _whole(architecture.family, sizes_of_config(config, architecture, head, folder))
-
-  def unsaid(config: Config) -> list[str]:
-    there, pooled = said(config), ("pooling", "normalize")
-    uneven = [k for k in architecture.fields if isinstance(sizes[k], tuple)]
-    return uneven or [k for k, v in sizes.items() if k not in pooled and there[k] != v]
-
-  config = {**checkpoint.config, "model_type": checkpoint.model_type}
-  if not checkpoint.config or unsaid(config):
-    config = config_of(config, architecture, sizes)
-    if missing := unsaid(config):
-      listed = ", ".join(f"{name}={sizes[name]!r}" for name in missing)
-      raise HubError(f"config.json of a {checkpoint.model_type} cannot say {listed}")
+  config = config_for(checkpoint.model_type, sizes, checkpoint.config, folder)
   config["architectures"] = [architecture.classes[head]]
   prefix = "" if head == "pool" else architecture.prefix
   parts: dict[str, dict[int, np.ndarray]] = {}
@@ -240,28 +217,6 @@ def save(
   if head == "pool":
     write_pooling(folder, sizes)
   write(folder / CONFIG, json.dumps(config, indent=2).encode())
-
-
-def _find(model_type: Any, folder: pathlib.Path) -> Architecture:
-  """The architecture of that type."""
-  if model_type not in ARCHITECTURES:
-    raise HubError(f"{folder}: model_type {model_type!r}: there are {', '.join(ARCHITECTURES)}")
-  return ARCHITECTURES[model_type]
-
-
-def _whole(family: str, sizes: Sizes) -> Sizes:
-  """All sizes of the family, those that were not given too, and what None stands for."""
-  module = FAMILIES[family](**sizes)
-  whole = sizes_of(module) | {"head_dim": width_of_head(module)}
-  means = {
-    "norm_width": module.dim,
-    "mlp_dim": 4 * module.dim,
-    "num_kv_heads": module.num_heads,
-    "query_scale": width_of_head(module) ** -0.5,
-    "embedding_scale": module.dim**0.5,
-    "head_width": module.dim,
-  }
-  return {k: plain(means.get(k) if v is None else v) for k, v in whole.items()}
 
 
 def _shapes(family: str, sizes: Sizes) -> dict[Path, tuple[int, ...]]:

@@ -39,6 +39,8 @@ _BERT_FIELDS = {
 
 def _labels(config: Config) -> Sizes:
   """How many labels: as many as are named, two where the config is silent."""
+  if config.get("type_vocab_size", 1) < 1:
+    raise ValueError("type_vocab_size=0: there is a token type at least")
   return {"num_labels": config.get("num_labels") or len(config.get("id2label") or range(2))}
 
 
