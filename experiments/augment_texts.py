@@ -19,12 +19,11 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, families, files, masked_language, runs, stored, texts
+from experiments import cli, families, files, masked_language, pretrained, runs, stored, texts
 from experiments.config import DataConfig
 from kdjax import flags, models, serve
 from kdjax.data.text import Texts, encode, load_tokenizer, mask_id, ordinary_ids
 from kdjax.flags import group, option
-from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.types import Apply, Array, Batch, Outputs, Params
 
@@ -120,6 +119,7 @@ def load_writer(config: Config) -> Writer:
   """
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give one of --model_dir and --checkpoint, the masked language model")
+  own = config.data.tokenizer or config.model_dir or config.checkpoint
   if config.model_dir:
     saved = stored.load_model(config.model_dir, flag="--model_dir")
     if saved.family != "bert" or saved.sizes.get("head") != "tokens":
@@ -129,11 +129,11 @@ def load_writer(config: Config) -> Writer:
       )
     sizes, params, apply = saved.sizes, saved.params, families.make_model("bert", saved.sizes).apply
   else:
-    found = hub.load(config.checkpoint, head="tokens", dtype=np.float32)
+    found = pretrained.load(config.checkpoint, head="tokens", tokenizer=own)
     if found.family != "bert":
       raise ValueError(f"--checkpoint={config.checkpoint} is a {found.model_type}, no bert")
     sizes, params, apply = found.sizes, found.params, models.make_bert(**found.sizes).apply
-  tokenizer = load_tokenizer(config.data.tokenizer or config.model_dir or config.checkpoint)
+  tokenizer = load_tokenizer(own)
   kinds = word_kinds(tokenizer)
   if len(kinds) > sizes["vocab_size"]:
     raise ValueError(
@@ -163,7 +163,6 @@ def _likeliest(
   """`Writer.likeliest` of a model of tokens; `batch["was"]` is what the hidden token was."""
   del key
   logits = masked_language.fill(apply, params, batch, hidden=hidden).dense()
-  logits = logits[:, : len(kinds)]  # A model may have more tokens than its tokenizer.
   of_token, own = jnp.asarray(kinds), batch["was"][:, 0]
   alike = of_token[None] == of_token[own][:, None]
   others = jnp.arange(len(kinds))[None] != own[:, None]

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, problems, runs, texts
+from experiments import cli, pretrained, problems, runs, texts
 from experiments.config import DataConfig
 from kdjax import models, serve
 from kdjax.data.errors import DataError
 from kdjax.data.text import TEXT_COLUMNS, encode, load_tokenizer
 from kdjax.flags import group, option
-from kdjax.models import hub
 
 EMBEDDINGS_FILE = "embeddings.npz"
 
@@ -50,8 +49,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   dataset = problems.load_data(config.data)
   found = item_texts(dataset, config.columns)
   there = [i for i, text in enumerate(found) if text]
-  checkpoint = hub.load(config.checkpoint, head="pool", dtype=np.float32)
-  tokenizer = load_tokenizer(config.data.tokenizer or config.checkpoint)
+  own = config.data.tokenizer or config.checkpoint
+  checkpoint = pretrained.load(config.checkpoint, head="pool", tokenizer=own)
+  tokenizer = load_tokenizer(own)
   rows = encode(tokenizer, [found[i] for i in there], max_length=config.max_tokens)
   make = getattr(models, f"make_{checkpoint.family}")
   made = serve.encode_texts(

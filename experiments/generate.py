@@ -27,11 +27,11 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, families, files, runs, stored, texts
+from experiments import cli, families, files, pretrained, runs, stored, texts
 from experiments.config import DataConfig
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
-from kdjax.models import append, generate, hub
+from kdjax.models import append, generate
 from kdjax.train.on_policy import beginnings
 from kdjax.types import Array, Batch, Params
 
@@ -128,16 +128,16 @@ def load_writer(config: Config) -> Writer:
   """
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give either --model_dir or --checkpoint: the decoder that writes")
+  own = config.model_dir or config.data.tokenizer or config.checkpoint
   if config.model_dir:
     saved = stored.load_model(config.model_dir, flag="--model_dir")
     stored.check_split(saved, config.data, flag="--model_dir")
     flag, family, sizes, params = "--model_dir", saved.family, saved.sizes, saved.params
   else:
-    found = hub.load(config.checkpoint, head="tokens", dtype=np.float32)
+    found = pretrained.load(config.checkpoint, head="tokens", tokenizer=own)
     flag, family, sizes, params = "--checkpoint", found.family, found.sizes, found.params
   if family != "decoder":
     raise ValueError(f"{flag}: a {family} writes no texts; give a decoder")
-  own = config.model_dir or config.data.tokenizer or config.checkpoint
   tokenizer = load_tokenizer(own)
   params = jax.tree.map(jnp.asarray, params)
   cached, stop = families.make_cached(sizes), text_frame(tokenizer)[1]

@@ -9,11 +9,11 @@ import numpy as np
 
 from experiments.config import Family
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, TEXT_FAMILIES
+from kdjax import models
+from kdjax.data.text import load_tokenizer
 from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
-
-VOCABULARY = ("token_embedding", "output_embedding", "token_bias")  # A row a token.
 
 
 def family_of(folder: str | pathlib.Path, student: str, *, flag: str) -> Family:
@@ -119,12 +119,7 @@ def params_of(
   found = _read(folder, family, head)
   params, left, said = dict(found.params), list(found.left), []
   if head == "tokens":
-    count = sizes["vocab_size"]
-    for name in VOCABULARY:
-      if name in params and isinstance(params[name], dict):
-        params[name] = {part: rows[:count] for part, rows in params[name].items()}
-      elif name in params:
-        params[name] = params[name][:count]
+    params, _ = models.cut_vocabulary(params, found.sizes, sizes["vocab_size"])
   if head == "labels" and "classifier" in params:
     theirs = found.sizes["num_labels"]
     if theirs != sizes["num_labels"]:
@@ -161,3 +156,29 @@ def _read(folder: str, family: str, head: str) -> hub.Checkpoint:
     raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
   encodes = family == "bert"
   return hub.load(folder, head=head, dtype=np.float32, partial=encodes, on_host=True)
+
+
+def load(
+  folder: str | pathlib.Path, *, head: str, tokenizer: str | pathlib.Path | int
+) -> hub.Checkpoint:
+  """A Hugging Face folder, without rows of its tables that stand for no token.
+
+  Args:
+    folder: of the checkpoint.
+    head: as for `kdjax.models.hub.load`.
+    tokenizer: a `tokenizer.json` or a folder with one, or how many tokens there are.
+
+  Raises:
+    ValueError: naming the flag, if the model knows fewer tokens.
+  """
+  num_tokens = tokenizer
+  if not isinstance(num_tokens, int):
+    num_tokens = int(load_tokenizer(num_tokens).get_vocab_size())
+  found = hub.load(folder, head=head, dtype=np.float32)
+  if found.sizes["vocab_size"] < num_tokens:
+    raise ValueError(
+      f"--checkpoint={folder} knows {found.sizes['vocab_size']:,} tokens, but --tokenizer gives "
+      f"{num_tokens:,}; use the checkpoint's own"
+    )
+  params, sizes = models.cut_vocabulary(found.params, found.sizes, num_tokens)
+  return found._replace(params=params, sizes=sizes)

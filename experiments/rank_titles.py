@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from experiments import cli, families, problems, rankings, runs, stored
+from experiments import cli, families, pretrained, problems, rankings, runs, stored
 from experiments.config import DataConfig
 from experiments.embed import item_texts
 from kdjax import models, serve
@@ -141,15 +141,16 @@ def _scorer(config: Config) -> Callable[[list[list[str]], list[list[str]]], np.n
   if not config.checkpoint:
     raise ValueError("--checkpoint: give the folder of a language model")
   folder = pathlib.Path(config.checkpoint)
+  own = config.data.tokenizer or folder
   found = (
-    hub.load(folder, head="tokens", dtype=np.float32)
+    pretrained.load(folder, head="tokens", tokenizer=own)
     if hub.is_checkpoint(folder)
     else stored.load_model(folder, flag="--checkpoint")
   )
   family, sizes, params = found.family, found.sizes, found.params
   if family != "decoder":
     raise ValueError(f"--checkpoint={folder} is a {family}; only a decoder writes titles")
-  tokenizer = load_tokenizer(config.data.tokenizer or folder)
+  tokenizer = load_tokenizer(own)
   cached = models.make_cached(**sizes)
   params = jax.tree.map(jnp.asarray, params)
   length = config.prompt_tokens

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments import families, pretrained, problems, retrieval, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, Task
-from kdjax import flags, store
+from kdjax import flags, models, store
 from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
@@ -45,7 +45,7 @@ def save_model(
 
 
 def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
-  """Reads a finished run's model.
+  """Reads a finished run's model; one that tells tokens, without rows that stand for none.
 
   Raises:
     WorkdirError: naming the flag, if the folder holds none.
@@ -58,10 +58,13 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
       "experiments.train, distill, prune or quantize"
     )
   params, metadata = store.load_params(path)
+  family, sizes = metadata["family"], json.loads(metadata["sizes"])
+  if _tells_tokens(family, sizes) and (words := texts.tokenizer_in(path.parent)) is not None:
+    params, sizes = models.cut_vocabulary(params, sizes, words.get_vocab_size())
   return SavedModel(
     pathlib.Path(folder),
-    metadata["family"],
-    json.loads(metadata["sizes"]),
+    family,
+    sizes,
     params,
     flags.from_dict(DataConfig, json.loads(metadata["data"])),
   )
@@ -111,6 +114,11 @@ def load_teacher(
   return SavedModel(pathlib.Path(folder), own, sizes, params, data)
 
 
+def _tells_tokens(family: str, sizes: Sizes) -> bool:
+  """Whether the logits of a model are over the tokens of its tokenizer."""
+  return family in LANGUAGE_FAMILIES or (family == "bert" and sizes.get("head") == "tokens")
+
+
 def check_teacher(
   teacher: SavedModel, task: Task, data: DataConfig, *, own_tokens: bool = False
 ) -> None:
@@ -132,7 +140,10 @@ def check_teacher(
     if teacher.family in LANGUAGE_FAMILIES:
       mend = ", or --distill_losses=universal_logit:1 alone, which needs no common tokens (ULD)"
     texts.check_tokenizer(data, teacher.folder, words, mend=mend)
-  for name in ("num_items", "num_users", "cardinalities", "num_classes", "num_labels"):
+  same = ["num_items", "num_users", "cardinalities", "num_classes", "num_labels"]
+  if _tells_tokens(teacher.family, teacher.sizes) and not own_tokens:
+    same.append("vocab_size")
+  for name in same:
     theirs, ours = teacher.sizes.get(name), task.sizes.get(name)
     if name in teacher.sizes and name in task.sizes and _plain(theirs) != _plain(ours):
       raise ValueError(

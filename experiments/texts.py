@@ -68,10 +68,15 @@ def save_tokenizer(config: DataConfig, folder: pathlib.Path, words: Any) -> None
   (folder / TOKENIZER_FILE).write_text(words.to_str(), encoding="utf-8")
 
 
+def tokenizer_in(folder: pathlib.Path) -> Any | None:
+  """The tokenizer that a run keeps; None where it has none."""
+  path = folder / TOKENIZER_FILE
+  return load_tokenizer(path) if path.exists() else None
+
+
 def other_tokenizer(folder: pathlib.Path, words: Any) -> Any | None:
   """The tokenizer of a run where it has other tokens than `words`."""
-  path = folder / TOKENIZER_FILE
-  found = load_tokenizer(path) if path.exists() else None
+  found = tokenizer_in(folder)
   return None if found is None or found.get_vocab() == words.get_vocab() else found
 
 

@@ -26,6 +26,7 @@ from kdjax.models.static import distill_table, make_static, static_axes, static_
 from kdjax.models.text_cnn import make_text_cnn, text_cnn_axes, text_cnn_sizes
 from kdjax.models.text_gru import make_text_gru, text_gru_axes, text_gru_sizes
 from kdjax.models.two_tower import make_two_tower, two_tower_axes, two_tower_sizes
+from kdjax.models.vocabulary import cut_vocabulary
 
 __all__ = [
   "HEADS",
@@ -39,6 +40,7 @@ __all__ = [
   "bi_encoder_sizes",
   "cross_encoder_axes",
   "cross_encoder_sizes",
+  "cut_vocabulary",
   "decoder_axes",
   "decoder_sizes",
   "distill_table",
