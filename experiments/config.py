@@ -38,7 +38,8 @@ class DataConfig:
   tokenizer: str = option(
     "",
     "Texts: a tokenizer.json, or a checkpoint folder with one; learned from the training texts when "
-    "not given.",
+    "not given. Where it puts nothing behind texts, those of a decoder end with the eos_token_id of "
+    "the folder's generation_config.json or config.json.",
   )
   vocab_size: int = option(8000, "Tokens at most of a tokenizer that is learned.", lower=300)
   items_path: str = option("", "A file of item attributes, where it is not beside the log.")

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from experiments import cli, families, files, pretrained, runs, stored, texts
 from experiments.config import DataConfig
+from kdjax.data.ends import find_ends, save_ends
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
 from kdjax.models import append, generate
@@ -62,10 +63,12 @@ class Writer(NamedTuple):
     go_on: `(rows, key) -> (tokens int [B, max_length], drawn int [B, new])`, compiled: the texts
       with what was written, and that alone; -1 where nothing is.
     tokenizer: of the model.
+    stop: tokens of which any ends a text.
   """
 
   go_on: Callable[[Batch, Array], tuple[Array, Array]]
   tokenizer: Any
+  stop: tuple[int, ...]
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -82,6 +85,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   dataset = texts.load(config.data, labels=False)
   print(texts.describe(dataset), flush=True)
   (folder / texts.TOKENIZER_FILE).write_text(writer.tokenizer.to_str(), encoding="utf-8")
+  save_ends(folder, writer.stop)
   given = dataset.parts["train"].texts
   order = np.random.default_rng(config.seed).permutation(len(given))
   order = np.resize(order, config.count or len(given))
@@ -140,7 +144,8 @@ def load_writer(config: Config) -> Writer:
     raise ValueError(f"{flag}: a {family} writes no texts; give a decoder")
   tokenizer = load_tokenizer(own)
   params = jax.tree.map(jnp.asarray, params)
-  cached, stop = families.make_cached(sizes), text_frame(tokenizer)[1]
+  cached = families.make_cached(sizes)
+  stop = find_ends(tokenizer, *filter(None, (own, config.checkpoint))).stop
 
   @jax.jit
   def go_on(params: Params, rows: Batch, key: Array) -> tuple[Array, Array]:
@@ -158,7 +163,7 @@ def load_writer(config: Config) -> Writer:
     )
     return append(prompts, drawn)["tokens"], drawn
 
-  return Writer(functools.partial(go_on, params), tokenizer)
+  return Writer(functools.partial(go_on, params), tokenizer, stop)
 
 
 def write(config: Config, writer: Writer, given: list[str], number: int) -> pl.DataFrame:
@@ -166,11 +171,13 @@ def write(config: Config, writer: Writer, given: list[str], number: int) -> pl.D
   length = config.data.max_length
   rows = encode(writer.tokenizer, given, max_length=length)
   # What ends a text is the model's to write.
-  last = np.maximum(rows["segments"].sum(axis=1, keepdims=True) - 1, 1)
+  behind = len(text_frame(writer.tokenizer)[1])
+  last = np.maximum(rows["segments"].sum(axis=1, keepdims=True) - behind, 1)
   rows["segments"] *= np.arange(length)[None] < last
   key = jax.random.fold_in(jax.random.key(config.seed), number)
   whole, drawn = jax.device_get(writer.go_on(rows, key))
-  tokens = [row[row >= 0].tolist() for row in whole]
+  # Not every tokenizer leaves out what ends a text as it decodes.
+  tokens = [row[(row >= 0) & ~np.isin(row, writer.stop)].tolist() for row in whole]
   return pl.DataFrame(
     {
       "text": writer.tokenizer.decode_batch(tokens, skip_special_tokens=True),

@@ -16,6 +16,7 @@ from experiments.negatives import popularity
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data import batches
+from kdjax.data.ends import find_ends
 from kdjax.data.retokenized import pack_beside
 from kdjax.data.text import TextDataset, encode, text_frame
 from kdjax.losses.catalog import catalog_cross_entropy_loss
@@ -27,14 +28,19 @@ from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
 def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
-  """The language task: texts of --max_length tokens at most, packed into rows for training."""
+  """The language task: texts of --max_length tokens at most, packed into rows for training.
+
+  Each ends with the token that ends texts, where there is one and room for it.
+  """
   words, length = texts.tokenizer(config), config.max_length
+  ends_of_text = texts.ends(config, words)
   rows = {
-    name: encode(words, part.texts, max_length=length) for name, part in dataset.parts.items()
+    name: encode(words, part.texts, max_length=length, behind=ends_of_text.behind)
+    for name, part in dataset.parts.items()
   }
   arrays, ends = pack(rows["train"], seed=config.data_seed, labels=True)
   shares = popularity(arrays["tokens"][arrays["segments"] > 0], words.get_vocab_size())
-  before, after = text_frame(words)
+  before = text_frame(words)[0]
 
   def labelled(part: str) -> dict[str, np.ndarray]:
     given = {name: rows[part][name] for name in ("tokens", "segments", "positions")}
@@ -67,14 +73,16 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
       share=distill.on_policy,
       prompt_tokens=distill.prompt_tokens,
       temperature=distill.sample_temperature,
-      stop=after,
+      stop=ends_of_text.stop,
     )
 
   def retokenize(folder: pathlib.Path, max_length: int) -> dict[str, np.ndarray] | None:
     other = texts.other_tokenizer(folder, words)
     if other is None:
       return None
-    found = _joined(encode(other, dataset.parts["train"].texts, max_length=max_length))
+    behind = find_ends(other, folder).behind
+    train = dataset.parts["train"].texts
+    found = _joined(encode(other, train, max_length=max_length, behind=behind))
     return pack_beside(*found, arrays, ends, shift=len(text_frame(other)[0]) - len(before))
 
   def request(count: int) -> dict[str, Array]:

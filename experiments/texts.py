@@ -14,6 +14,7 @@ from experiments import classes as class_tasks
 from experiments import files, loss_terms, pretrained
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
+from kdjax.data.ends import Ends, find_ends, save_ends, stop_tokens
 from kdjax.data.errors import DataError
 from kdjax.data.text import TextDataset, encode, load_texts, load_tokenizer, make_texts
 from kdjax.data.text import train_tokenizer as learn
@@ -58,14 +59,21 @@ def tokenizer(config: DataConfig) -> Any:
   return learn(train.texts, vocab_size=config.vocab_size)
 
 
+def ends(config: DataConfig, words: Any) -> Ends:
+  """How texts end that train a language model: by the tokenizer, and by the folder it is from."""
+  return find_ends(words, *([config.tokenizer] if config.tokenizer else []))
+
+
 def save_tokenizer(config: DataConfig, folder: pathlib.Path, words: Any) -> None:
-  """Keeps the tokenizer with the run, whose model is nothing without it.
+  """Keeps the tokenizer with the run, whose model is nothing without it, and what ends its texts.
 
   Raises:
     DataError: if the run has another one already.
   """
   check_tokenizer(config, folder, words)
   (folder / TOKENIZER_FILE).write_text(words.to_str(), encoding="utf-8")
+  if config.tokenizer:
+    save_ends(folder, stop_tokens(config.tokenizer))
 
 
 def tokenizer_in(folder: pathlib.Path) -> Any | None:

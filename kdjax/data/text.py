@@ -199,7 +199,12 @@ def ordinary_ids(tokenizer: Any) -> np.ndarray:
 
 
 def encode(
-  tokenizer: Any, texts: Sequence[str], *, max_length: int, pairs: Sequence[str] | None = None
+  tokenizer: Any,
+  texts: Sequence[str],
+  *,
+  max_length: int,
+  pairs: Sequence[str] | None = None,
+  behind: Sequence[int] = (),
 ) -> dict[str, np.ndarray]:
   """Texts as rows of tokens, with the tokenizer's own special ones; longer texts are cut.
 
@@ -208,6 +213,8 @@ def encode(
     texts: N of them.
     max_length: L; a row's tokens at most.
     pairs: a second text each, such as a document after its query; of both the longer is cut first.
+    behind: tokens to put behind each text that leaves room for them, as `kdjax.data.ends` finds
+      them; what was cut does not end.
 
   Returns:
     int32 `[N, L]` each: `tokens`, -1 where a text has ended; `segments`, 1 and 0 there;
@@ -221,11 +228,14 @@ def encode(
     for name in ("tokens", "segments", "positions", "types")
   }
   for row, found in enumerate(tokenizer.encode_batch(given)):
-    size = len(found.ids)
-    rows["tokens"][row, :size] = found.ids
+    ids, types = found.ids, found.type_ids
+    if len(ids) + len(behind) <= max_length:
+      ids, types = [*ids, *behind], [*types, *types[-1:] * len(behind)]
+    size = len(ids)
+    rows["tokens"][row, :size] = ids
     rows["segments"][row, :size] = 1
     rows["positions"][row, :size] = range(size)
-    rows["types"][row, :size] = found.type_ids
+    rows["types"][row, :size] = types
   return rows
 
 
