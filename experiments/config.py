@@ -362,6 +362,11 @@ class DistillConfig:
     "Search: write what the teacher says of the training rows beside its run, once, for other "
     "students and for a run that is taken up again; false runs it every time.",
   )
+  scores_dir: str = option(
+    "",
+    "Folder of --cache_scores, in place of that in the teacher's workdir; a Hugging Face folder is "
+    "not written to, and what it says is kept in memory without this.",
+  )
   cache_top_k: int = option(
     0,
     "Run the teacher over the training rows once and keep its best so many logits of every position "

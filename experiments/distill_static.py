@@ -26,7 +26,6 @@ from kdjax import models, serve
 from kdjax.data.text import ordinary_ids, text_frame
 from kdjax.flags import group, option
 from kdjax.models import hub
-from kdjax.models.hub.folders import CONFIG, read_json
 from kdjax.train import teacher_queries
 from kdjax.types import Apply, Params
 
@@ -98,7 +97,7 @@ def load_teacher(config: Config) -> tuple[DataConfig, Teacher]:
   if not config.teacher:
     raise ValueError("--teacher: give a checkpoint folder, or the workdir of a trained encoder")
   folder, data = pathlib.Path(config.teacher), config.data
-  if (folder / CONFIG).exists() and "model_type" in read_json(folder / CONFIG):
+  if hub.is_checkpoint(folder):
     data = dataclasses.replace(data, tokenizer=data.tokenizer or config.teacher)
     found = hub.load(folder, head="pool", dtype=np.float32)
     words = problems.tokenizer_of(data, config.model)

@@ -59,7 +59,15 @@ def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
   length of training: neither learning rate nor sparsity, nor the weights or the expert selection of
   --distill_losses.
   """
-  shown = ("progress", "tensorboard", "wandb", "devices", "teacher_mesh", "cache_scores")
+  shown = (
+    "progress",
+    "tensorboard",
+    "wandb",
+    "devices",
+    "teacher_mesh",
+    "cache_scores",
+    "scores_dir",
+  )
   if flag.endswith(shown):
     return True
   if flag.startswith(("max_mb", "max_p99", "max_quality", "search_", "budget_")):

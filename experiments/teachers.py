@@ -17,6 +17,7 @@ from experiments.families import make_model
 from experiments.stored import SavedModel
 from experiments.tasks import Task, predict
 from kdjax import serve
+from kdjax.models import hub
 from kdjax.train import processes, teacher_cache, teacher_queries, teacher_tokens
 from kdjax.types import Apply, Params
 
@@ -48,8 +49,8 @@ def join_teachers(
       name = f"teacher_{number + 1}"
       here = jax.tree.map(jnp.asarray, own)
       kept: dict[str, Any] = {}
-      if distill.cache_scores:
-        kept["once"] = functools.partial(caches.once, said_path(task, fit, teacher))
+      if (folder := said_folder(distill, teacher)) is not None:
+        kept["once"] = functools.partial(caches.once, said_path(folder, task, fit, teacher))
       said = task.run_teacher(teacher.family, apply, here, embeddings=distill.cache_queries, **kept)
       arrays |= {f"{name}_{part}": values for part, values in said.items()}
       features = sorted(set(said) - {"scores"})
@@ -85,15 +86,26 @@ def join_teachers(
   return all_apply, params, arrays
 
 
-def said_path(task: Task, fit: FitConfig, teacher: SavedModel) -> pathlib.Path:
-  """The file of what a teacher says of these rows, in the folder `said` of its run.
+def said_folder(distill: DistillConfig, teacher: SavedModel) -> pathlib.Path | None:
+  """Where to keep what a teacher says of rows; None for nowhere."""
+  if not distill.cache_scores:
+    return None
+  if distill.scores_dir:
+    return pathlib.Path(distill.scores_dir)
+  return None if hub.is_checkpoint(teacher.folder) else teacher.folder / "said"
+
+
+def said_path(
+  folder: pathlib.Path, task: Task, fit: FitConfig, teacher: SavedModel
+) -> pathlib.Path:
+  """The file of what a teacher says of these rows.
 
   Another model, other rows (data, fold, negatives, tokens) or another --dtype has another name.
   """
   rows = caches.fingerprint({name: task.arrays[name] for name in sorted(task.arrays)})
   parts = f"{stored.fingerprint(teacher)} {rows} {fit.dtype}"
   name = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-  return teacher.folder / "said" / f"{name}.safetensors"
+  return folder / f"{name}.safetensors"
 
 
 def _own_tokens(task: Task, teacher: SavedModel) -> dict[str, np.ndarray] | None:

@@ -112,6 +112,17 @@ def test_every_kind_of_folder_teaches(folders, tmp_path, kind, model, data, fami
   assert result["family"] == model.model
 
 
+def test_a_folder_is_not_written_to(folders, tmp_path):
+  """What it says is kept in memory, or where --scores_dir says."""
+  folder, _ = folders["pairs"]
+  before = sorted(folder.iterdir())
+  for number, kept in enumerate(("", str(tmp_path / "kept"))):
+    options = {"distill_losses": ("kl:0.5",), "scores_dir": kept}
+    student(folder, tmp_path / str(number), STATIC, SEARCH, **options)
+  assert sorted(folder.iterdir()) == before
+  assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
 def test_a_teachers_logits_are_those_of_its_folder_on_the_vocabulary_and_classes(folders):
   batch = {**ROWS, "tokens": jnp.asarray([[5, 9, 2, 7]]), "positions": jnp.arange(4)[None]}
 
