@@ -126,6 +126,26 @@ ROWS = (
     ("speed", "cases", "64 negatives", "times_faster"),
   ),
   (
+    "MiniLM, sentences of 128 tokens a second, against transformers on PyTorch, CPU",
+    "text_speed",
+    ("encoder", "128 tokens each", "times transformers"),
+  ),
+  (
+    "the same, sentences of SST-2, PyTorch in batches as they come",
+    "text_speed",
+    ("encoder", "SST-2", "times transformers, as they come"),
+  ),
+  (
+    "the same, PyTorch in batches sorted by length",
+    "text_speed",
+    ("encoder", "SST-2", "times transformers, sorted"),
+  ),
+  (
+    "tokens a second of a decoder with a key-value cache, against transformers",
+    "text_speed",
+    ("decoder", "times transformers"),
+  ),
+  (
     "20 million rows of CSV, seconds, pandas over ours",
     "load_log",
     ("formats", "csv", "pandas_seconds_over_kdjax"),
