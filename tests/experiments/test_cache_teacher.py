@@ -1,6 +1,10 @@
 """A teacher that was run once and is on disk, by flags."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +53,32 @@ def test_students_cannot_tell_it_from_the_live_teacher(teacher, tmp_path, capsys
     kept = student(tmp_path / f"kept-{stream}", fit=fit, teacher_cache=str(cache), **entries)
     for name in ("train/loss", "train/kl", "train/grad_norm", "valid/ndcg@10"):
       assert kept[name] == pytest.approx(live[name], rel=1e-4)
+
+
+def test_killed_it_goes_on_to_the_same_bytes(teacher, tmp_path):
+  """By SIGKILL, in the midst of small shards; meanwhile what is there is whole."""
+  flags = (
+    "--top_k=5",
+    "--samples=2",
+    "--rows_per_shard=1",
+    "--rows_per_call=1",
+    "--progress=false",
+  )
+  data = [f"--{name}={value}" for name, value in dataclasses.asdict(tiny.DATA).items()
+          if name.startswith("synthetic") or name == "max_length"]  # fmt: skip
+  command = (sys.executable, "-m", "experiments.cache_teacher", f"--teacher={teacher}", *flags)
+  killed = tmp_path / "killed"
+  with subprocess.Popen([*command, f"--workdir={killed}", *data], stdout=subprocess.PIPE) as run:
+    while run.poll() is None and len(list(killed.glob("shard-*.array_record"))) < 3:
+      time.sleep(0.001)
+    run.kill()
+  assert run.returncode == -signal.SIGKILL, "it was done before it could be killed"
+  options = {"top_k": 5, "samples": 2, "rows_per_shard": 1, "rows_per_call": 1}
+  options["mesh"] = MeshConfig(data_devices=1)
+  whole = keep(teacher, tmp_path / "whole", **options)["shards_written"]
+  assert 0 < keep(teacher, killed, **options)["shards_written"] < whole
+  expected, found = (np.asarray(teacher_cache.read(tmp_path / n)[1]) for n in ("whole", "killed"))
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_on_a_mesh_it_says_the_same(teacher, tmp_path):
