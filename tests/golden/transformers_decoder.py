@@ -74,34 +74,58 @@ CASES = {
   ),
 }
 
-shutil.rmtree(ROOT, ignore_errors=True)
-ROOT.mkdir()
-rng = np.random.default_rng(5)
-tokens = rng.integers(3, 23, (3, 7))
-mask = np.array([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])
-values = {"tokens": tokens, "mask": mask}
-for seed, (name, (kind, config)) in enumerate(CASES.items()):
+
+def inputs(seed=5):
+  """Tokens of three rows, two of which are padded."""
+  tokens = np.random.default_rng(seed).integers(3, 23, (3, 7))
+  return {"tokens": tokens, "mask": np.array([[1] * 7, [1] * 5 + [0] * 2, [1] * 3 + [0] * 4])}
+
+
+def make(name, seed):
+  """The model of a case."""
   torch.manual_seed(seed)
+  kind, config = CASES[name]
   config._attn_implementation = "eager"  # The only one that knows caps.
   model = kind(config).eval()
   with torch.no_grad():
     for parameter in model.parameters():
       parameter.add_(0.3 * torch.randn_like(parameter))
-  inputs = {"input_ids": torch.tensor(tokens * mask), "attention_mask": torch.tensor(mask)}
+  return model
+
+
+def outputs_of(name, model, given):
+  """Hidden states, logits and greedy texts by the names that they have in the file."""
+  tokens, mask = given["tokens"], given["mask"]
+  rows = {"input_ids": torch.tensor(tokens * mask), "attention_mask": torch.tensor(mask)}
   with torch.no_grad():
-    outputs = model(**inputs, output_hidden_states=True)
-  for i, hidden in enumerate(outputs.hidden_states):
-    values[f"{name}_hidden_{i}"] = hidden.numpy()
-  if "logits" in outputs:
-    values[f"{name}_logits"] = outputs.logits.numpy()
-    # Every prompt on its own, without its padding: greedy, until token 2 or 8 of them.
-    for row, length in enumerate(mask.sum(1)):
-      prompt = torch.tensor(tokens[row : row + 1, :length])
-      with torch.no_grad():
-        written = model.generate(
-          prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False
-        )
-      values[f"{name}_written_{row}"] = written[0, length:].numpy()
-  model.save_pretrained(ROOT / name)
-  (ROOT / name / "generation_config.json").unlink(missing_ok=True)
-np.savez(ROOT / "outputs.npz", version=np.array(t.__version__), **values)
+    outputs = model(**rows, output_hidden_states=True)
+  found = {f"{name}_hidden_{i}": hidden.numpy() for i, hidden in enumerate(outputs.hidden_states)}
+  if "logits" not in outputs:
+    return found
+  found[f"{name}_logits"] = outputs.logits.numpy()
+  # Every prompt on its own, without its padding: greedy, until token 2 or 8 of them.
+  for row, length in enumerate(mask.sum(1)):
+    prompt = torch.tensor(tokens[row : row + 1, :length])
+    with torch.no_grad():
+      written = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False
+      )
+    found[f"{name}_written_{row}"] = written[0, length:].numpy()
+  return found
+
+
+def main():
+  """Writes the folders and the outputs."""
+  shutil.rmtree(ROOT, ignore_errors=True)
+  ROOT.mkdir()
+  values = inputs()
+  for seed, name in enumerate(CASES):
+    model = make(name, seed)
+    values |= outputs_of(name, model, values)
+    model.save_pretrained(ROOT / name)
+    (ROOT / name / "generation_config.json").unlink(missing_ok=True)
+  np.savez(ROOT / "outputs.npz", version=np.array(t.__version__), **values)
+
+
+if __name__ == "__main__":
+  main()

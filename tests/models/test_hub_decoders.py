@@ -6,32 +6,33 @@ import shutil
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from hub_files import GOLDEN as ALL
-from hub_files import cases, change, check_round_trip, rewrite, same, tensors
+from hub_files import (
+  batch_of,
+  cases,
+  change,
+  check_decoder,
+  check_greedy,
+  check_round_trip,
+  rewrite,
+  run,
+  same,
+  tensors,
+)
 
-from kdjax.models import generate, hub, make_cached, make_decoder
+from kdjax.models import hub, make_decoder
 from kdjax.models.decoder import Decoder
-from kdjax.types import FactoredLogits
 
 ROOT = ALL / "transformers_decoder"
 GOLDEN = dict(np.load(ROOT / "outputs.npz", allow_pickle=False))
 CASES = cases(ROOT)
 MASK = GOLDEN["mask"] == 1
-BATCH = {
-  "tokens": jnp.asarray(np.where(MASK, GOLDEN["tokens"], -1)),
-  "segments": jnp.asarray(GOLDEN["mask"]),
-  "positions": jnp.asarray(np.arange(7) * GOLDEN["mask"]),
-}
-
-
-def run(checkpoint):
-  return jax.jit(make_decoder(**checkpoint.sizes).apply)(checkpoint.params, BATCH)
+WRITERS = [name for name in CASES if name != "gpt2_body"]
 
 
 @pytest.fixture
@@ -42,32 +43,12 @@ def folder(tmp_path, request):
 
 @pytest.mark.parametrize("name", CASES)
 def test_hidden_states_and_logits_are_those_of_transformers(name):
-  checkpoint = hub.load(ROOT / name)
-  if name == "gpt2_body":  # No embedding of a text, but the last layer.
-    checkpoint = checkpoint._replace(sizes=checkpoint.sizes | {"head": "tokens"})
-  outputs = run(checkpoint)
-  for i, feature in enumerate(("embedding", "block_0", "query")):
-    expected = GOLDEN[f"{name}_hidden_{i}"][MASK]
-    np.testing.assert_allclose(outputs.features[feature][MASK], expected, atol=1e-4)
-  if name != "gpt2_body":
-    assert isinstance(outputs.logits, FactoredLogits) == (name != "gemma2")
-    logits = outputs.logits if name == "gemma2" else outputs.logits.dense()
-    np.testing.assert_allclose(logits[MASK], GOLDEN[f"{name}_logits"][MASK], atol=1e-4)
+  check_decoder(ROOT / name, GOLDEN, name)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "gpt2_body"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_greedy_texts_are_those_of_transformers(name):
-  checkpoint = hub.load(ROOT / name)
-  cached = make_cached(**checkpoint.sizes)
-  write = jax.jit(
-    lambda params: generate(
-      cached, params, BATCH, jax.random.key(0), max_new=8, temperature=0.0, stop=[2]
-    )
-  )
-  for row, written in enumerate(write(checkpoint.params)):
-    expected = GOLDEN[f"{name}_written_{row}"]
-    np.testing.assert_array_equal(written[: len(expected)], expected)
-    assert (written[len(expected) :] == -1).all()
+  check_greedy(ROOT / name, GOLDEN, name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,7 +57,7 @@ def test_what_is_saved_is_what_was_loaded(name, shard, tmp_path):
   check_round_trip(ROOT / name, tmp_path / "new", shard)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "gpt2_body"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_student_made_here_is_saved_and_read(name, tmp_path):
   """Smaller than its teacher, and without a config to lean on."""
   teacher = hub.load(ROOT / name)
@@ -86,7 +67,7 @@ def test_a_student_made_here_is_saved_and_read(name, tmp_path):
       smaller[key] = size[0]
   sizes = teacher.sizes | smaller
   model = make_decoder(**sizes)
-  params = model.init(jax.random.key(0), BATCH)
+  params = model.init(jax.random.key(0), batch_of(GOLDEN))
   hub.save(tmp_path, teacher._replace(sizes=sizes, params=params, config={}))
   found = hub.load(tmp_path)
   assert same(found.params, params)
@@ -97,7 +78,7 @@ def test_a_student_made_here_is_saved_and_read(name, tmp_path):
 def test_the_body_is_read_as_an_encoder():
   checkpoint = hub.load(ROOT / "llama", head="pool")
   assert checkpoint.left == ("lm_head.weight",)
-  found = run(checkpoint).logits
+  found = run(checkpoint, GOLDEN).logits
   last = GOLDEN["llama_hidden_2"][np.arange(3), MASK.sum(1) - 1]
   expected = last / np.linalg.norm(last, axis=-1, keepdims=True)
   np.testing.assert_allclose(found, expected, atol=1e-5)
