@@ -1,11 +1,7 @@
 import dataclasses
 import functools
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -320,15 +316,6 @@ def test_flags_that_do_not_fit_are_refused(trained, tmp_path):
     )
 
 
-def binary(job, *arguments, check=True):
-  """Runs a binary as a user does."""
-  root = pathlib.Path(__file__).parents[2]
-  return subprocess.run(
-    [sys.executable, "-m", f"experiments.{job}", *arguments],
-    cwd=root, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, check=check,
-  )  # fmt: skip
-
-
 def test_a_binary_runs_by_flags_and_errors_in_one_line(tmp_path):
   log = tmp_path / "log.csv"
   lines = [f"u{u},i{(u * 7 + t * (1 + u % 3)) % 30},{t}" for u in range(40) for t in range(9)]
@@ -338,26 +325,28 @@ def test_a_binary_runs_by_flags_and_errors_in_one_line(tmp_path):
     "--timestamp_column=when", "--epochs=2", "--dim=8", "--layers=1", "--noprogress",
     "--max_length=8", "--batch_size=8", f"--compile_cache={tmp_path / 'programs'}",
   )  # fmt: skip
-  done = binary("train", *arguments)
+  done = tiny.binary("train", *arguments)
   assert "users 40 | items 30 | interactions 360" in done.stdout
   assert "test ndcg@10" in done.stdout
   assert (tmp_path / "run" / "ids").is_dir()
   assert list((tmp_path / "programs").iterdir())
   training = json.loads((tmp_path / "run" / "result.json").read_text())["training"]
   assert 0 < training["first_call_seconds"] < training["seconds"]
-  failed = binary("train", *arguments, "--dim=16", check=False)
+  failed = tiny.binary("train", *arguments, "--dim=16", check=False)
   assert failed.returncode == 1
   assert failed.stderr.splitlines()[-1].startswith("error: ")
   assert "--dim was 8, is 16" in failed.stderr
   assert "Traceback" not in failed.stderr
-  missing = binary("train", f"--workdir={tmp_path / 'y'}", "--dataset=no/such/log", check=False)
+  missing = tiny.binary(
+    "train", f"--workdir={tmp_path / 'y'}", "--dataset=no/such/log", check=False
+  )
   assert missing.returncode == 1
   assert "no/such/log" in missing.stderr
 
 
 @pytest.mark.parametrize("job", ["train", "compress"])
 def test_help_reads_well(job):
-  shown = binary(job, "--help", check=False).stdout
+  shown = tiny.binary(job, "--help", check=False).stdout
   assert "--" in shown
   assert "An interaction log" in shown or "interaction log" in shown
   assert "learning_rate" in shown

@@ -101,6 +101,31 @@ def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
   quantize.run(quantize.Config(str(tmp_path / "pruned")), tmp_path / "int8")
 
 
+def test_two_tables_by_flags(log, embedded, tmp_path):
+  """Of texts and, say, of images: each has an adapter of its own."""
+  seen = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+  np.savez(tmp_path / "images.npz", ids=np.arange(30).astype(str), embeddings=seen)
+  data = data_of(log)
+  done = tiny.binary(
+    "train", f"--workdir={tmp_path / 'run'}", f"--dataset={data.dataset}", "--max_length=16",
+    f"--items_path={data.items_path}", f"--item_embeddings={embedded},{tmp_path / 'images.npz'}",
+    "--dim=8", "--layers=1", "--heads=1", "--epochs=1", "--batch_size=16", "--noprogress",
+  )  # fmt: skip
+  assert "test ndcg@10" in done.stdout
+  saved = stored.load_model(tmp_path / "run", flag="--")
+  assert saved.sizes["feature_dims"] == [8, 5]
+  dataset = problems.load_data(data)
+  order = [int(item) for item in dataset.item_ids]
+  np.testing.assert_array_equal(saved.params["item_features_1"]["embedding"], seen[order])
+  assert saved.params["item_features_0"]["embedding"].shape == (30, 8)
+  failed = tiny.binary(
+    "train", f"--workdir={tmp_path / 'no'}", f"--dataset={data.dataset}", "--noprogress",
+    f"--item_embeddings={embedded},{tmp_path / 'sounds.npz'}", check=False,
+  )  # fmt: skip
+  assert failed.returncode == 1
+  assert "sounds.npz: no ids and embeddings in it" in failed.stderr.splitlines()[-1]
+
+
 def test_what_is_wrong_is_named(log, embedded, tmp_path):
   model = dataclasses.replace(tiny.TEACHER, item_embeddings=(str(embedded),))
   with pytest.raises(ValueError, match="--item_embeddings does not fit --model=mf"):

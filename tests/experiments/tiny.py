@@ -1,5 +1,10 @@
 """Configurations small enough to train in seconds."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 from experiments import compress, distill, tasks, train
 from experiments.config import DataConfig, DistillConfig, FitConfig, ModelConfig, PruneConfig
 
@@ -21,6 +26,15 @@ def data_for(family):
   if family in (*tasks.TEXT_FAMILIES, *tasks.LANGUAGE_FAMILIES):
     return TEXTS
   return {"mlp": CLICKS, "resnet": IMAGES, "speech_gru": IMAGES}.get(family, DATA)
+
+
+def binary(job, *arguments, check=True):
+  """Runs a binary as a user does."""
+  root = pathlib.Path(__file__).parents[2]
+  return subprocess.run(
+    [sys.executable, "-m", f"experiments.{job}", *arguments],
+    cwd=root, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, check=check,
+  )  # fmt: skip
 
 
 def train_config(family="sasrec", **fit):
