@@ -52,6 +52,11 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
     StoreError: if the file is damaged.
   """
   path = pathlib.Path(folder) / MODEL_FILE
+  if str(folder) and hub.is_checkpoint(folder):
+    raise WorkdirError(
+      f"{flag}={folder} is a Hugging Face folder, where a workdir is wanted: experiments.train "
+      f"--checkpoint={folder} makes one"
+    )
   if not path.exists():
     raise WorkdirError(
       f"{flag}: no {MODEL_FILE} in {str(folder)!r}; give the workdir of a finished "

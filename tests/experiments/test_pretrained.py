@@ -218,6 +218,12 @@ def test_folders_that_cannot_teach_are_named(folders, kind, model, data, message
     stored.load_teacher(folders[kind][0], data, model, flag="--teacher")
 
 
+def test_a_folder_is_no_workdir(folders, tmp_path):
+  folder = str(folders["decoder"][0])
+  with pytest.raises(stored.WorkdirError, match=r"--model_dir=.* is a Hugging Face folder, where"):
+    prune.run(prune.Config(folder), tmp_path)
+
+
 def test_other_tokens_than_the_teachers_are_refused(folders, tmp_path):
   other = dataclasses.replace(tiny.TEXTS, vocab_size=310)
   config = distill.Config((str(folders["classifier"][0]),), other, GRU, DistillConfig(), FIT)

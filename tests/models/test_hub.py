@@ -80,6 +80,32 @@ def test_a_student_made_here_is_saved_and_read(tmp_path):
   assert not pooling["pooling_mode_mean_tokens"]
 
 
+def test_what_a_folder_is_without_its_weights(tmp_path):
+  whole = hub.load(ROOT / "bert_labels")
+  assert hub.read_config(ROOT / "bert_labels") == whole._replace(params={}, left=())
+  shards = sorted((ROOT / "bert_labels").glob("*.safetensors"))
+  assert hub.weights_in(ROOT / "bert_labels") == tuple(shards)
+  assert len(shards) > 1
+  assert hub.weights_in(tmp_path) == (tmp_path / "model.safetensors",)
+  assert hub.is_checkpoint(ROOT / "bert_labels")
+  (tmp_path / "config.json").write_text('{"model": "bert"}')
+  assert not hub.is_checkpoint(tmp_path)
+  assert not hub.is_checkpoint(tmp_path / "nothing")
+  assert hub.types_of("bert", whole.sizes) == ("bert",)
+  sizes = hub.read_config(ROOT / "roberta_tokens").sizes
+  assert hub.types_of("bert", sizes) == ("roberta", "xlm-roberta")
+  assert hub.types_of("bert", sizes | {"mlp_dim": (24, 12)}) == hub.types_of("static", {}) == ()
+
+
+def test_a_head_is_read_in_part_and_on_the_host(folder):
+  own = hub.load(folder, head="labels", partial=True, on_host=True)
+  assert not {"head", "classifier"} & set(own.params)
+  assert {type(leaf) for leaf in jax.tree.leaves(own.params)} == {np.ndarray}
+  assert same(own.params, hub.load(folder, head="pool").params)
+  with pytest.raises(hub.HubError, match=r"missing: bert\.pooler\.dense\.bias"):
+    hub.load(folder, head="labels")
+
+
 def test_bfloat16_is_kept_or_cast(folder):
   rewrite(folder, lambda t: t.update({k: v.astype(jnp.bfloat16) for k, v in t.items()}))
   kept = hub.load(folder).params
