@@ -224,7 +224,7 @@ def add_stats(stats: Stats, logits: Array) -> Stats:
   top, total = stats
   new_top = jnp.maximum(top, jnp.max(logits, axis=-1, keepdims=True))
   total = total * jnp.exp(top - new_top)
-  return new_top, total + jnp.sum(jnp.exp(logits - new_top), axis=-1, keepdims=True)
+  return new_top, total + jnp.sum(exp(logits - new_top), axis=-1, keepdims=True)
 
 
 def log_normalizer(stats: Stats) -> Array:

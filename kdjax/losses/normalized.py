@@ -28,6 +28,7 @@ from kdjax.losses.blocks import (
   without,
 )
 from kdjax.losses.common import FLOOR
+from kdjax.losses.exponentials import exp
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
@@ -132,7 +133,7 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
 
   def add(carry: tuple[Array, Sums], start, fresh, powers=None):
     if powers is None:
-      powers = jnp.where(fresh, jnp.exp(read(start, fresh)[0] - top), 0.0)
+      powers = jnp.where(fresh, exp(read(start, fresh)[0] - top), 0.0)
     residual = (powers * share).at[rows, places(start, fresh)].add(d_found, mode="drop")
     return add_gradients(*carry, student, start, residual)
 
