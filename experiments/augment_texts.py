@@ -19,9 +19,19 @@ import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, families, files, masked_language, pretrained, runs, stored, texts
-from experiments.config import DataConfig
-from kdjax import flags, models, serve
+from experiments import (
+  cli,
+  families,
+  files,
+  masked_language,
+  meshes,
+  pretrained,
+  runs,
+  stored,
+  texts,
+)
+from experiments.config import DataConfig, LoadConfig
+from kdjax import flags, serve
 from kdjax.data.text import Texts, encode, load_tokenizer, mask_id, ordinary_ids
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
@@ -47,6 +57,7 @@ class Config:
     None, "Positions of one call; what suits the device when not given.", lower=1
   )
   progress: bool = option(True, "Draw a progress bar.")
+  load: LoadConfig = group(LoadConfig)
   data: DataConfig = group(DataConfig)
 
 
@@ -120,6 +131,7 @@ def load_writer(config: Config) -> Writer:
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give one of --model_dir and --checkpoint, the masked language model")
   own = config.data.tokenizer or config.model_dir or config.checkpoint
+  mesh = meshes.mesh_of(config.load.mesh)
   if config.model_dir:
     saved = stored.load_model(config.model_dir, flag="--model_dir")
     if saved.family != "bert" or saved.sizes.get("head") != "tokens":
@@ -127,12 +139,13 @@ def load_writer(config: Config) -> Writer:
         f"--model_dir={config.model_dir} holds a {saved.family} that tells no hidden tokens; train "
         "a bert with --objective=masked"
       )
-    sizes, params, apply = saved.sizes, saved.params, families.make_model("bert", saved.sizes).apply
+    sizes, params = saved.sizes, saved.params
   else:
-    found = pretrained.load(config.checkpoint, head="tokens", tokenizer=own)
+    dtype = config.load.checkpoint_dtype
+    found = pretrained.load(config.checkpoint, head="tokens", tokenizer=own, dtype=dtype, mesh=mesh)
     if found.family != "bert":
       raise ValueError(f"--checkpoint={config.checkpoint} is a {found.model_type}, no bert")
-    sizes, params, apply = found.sizes, found.params, models.make_bert(**found.sizes).apply
+    sizes, params = found.sizes, found.params
   tokenizer = load_tokenizer(own)
   kinds = word_kinds(tokenizer)
   if len(kinds) > sizes["vocab_size"]:
@@ -140,6 +153,8 @@ def load_writer(config: Config) -> Writer:
       f"--tokenizer={config.data.tokenizer} has {len(kinds):,} tokens, the model "
       f"{sizes['vocab_size']:,}; leave the flag out"
     )
+  apply = families.make_model("bert", sizes, pretrained.dtype_of(params)).apply
+  apply, params = meshes.placed(apply, params, mesh)
   likeliest = functools.partial(
     _likeliest, apply, kinds=kinds, hidden=mask_id(tokenizer), candidates=config.candidates
   )

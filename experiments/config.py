@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from kdjax.flags import option
+from kdjax.flags import group, option
+
+CheckpointDtype = Literal["float32", "bfloat16", "as_stored"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,11 @@ class ModelConfig:
     "model takes its sizes and starts as it is, a head of as many labels too. Give --tokenizer the same "
     "folder.",
   )
+  checkpoint_dtype: CheckpointDtype = option(
+    "float32",
+    "Type that the numbers of --checkpoint become, are trained and saved in; as_stored keeps the "
+    "file's. What the model computes in is --dtype.",
+  )
   start: str = option(
     "",
     "Workdir of a finished run to start from: every array that has its path and shape there; the "
@@ -231,8 +238,9 @@ class MeshConfig:
 
   data_devices: int | None = option(
     None,
-    "Devices that share each batch and hold the same parameters; all that the next two flags leave "
-    "when not given.",
+    "Devices that share each batch and hold the same parameters; 0, or no number, for all that the "
+    "next two flags leave.",
+    lower=0,
   )
   fsdp_devices: int = option(
     1,
@@ -245,6 +253,19 @@ class MeshConfig:
     "Devices over which embedding tables, attention heads and hidden layers are split (jit only).",
     lower=1,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadConfig:
+  """How a pretrained model is read, and where to."""
+
+  checkpoint_dtype: CheckpointDtype = option(
+    "float32",
+    "Type that the numbers of a checkpoint become, and that it computes in; as_stored keeps the "
+    "file's.",
+  )
+  # One device: what these binaries compute in a call is seldom worth more, and may not divide.
+  mesh: MeshConfig = group(MeshConfig, data_devices=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from experiments import (
   fitting,
   logit_terms,
   loss_terms,
+  meshes,
   problems,
   rankings,
   runs,
@@ -63,7 +64,10 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   task, added = add_kept(task, config.distill, config.fit, config.data)
   num_teachers = len(teachers) or int(bool(config.distill.teacher_cache))
   terms = distill_terms(task, config.distill, config.fit, num_teachers=num_teachers)
-  inherit = lambda params: starts.start_from(config.model, config.data, sizes, params)  # noqa: E731
+  mesh = meshes.run_mesh(config.fit)
+  inherit = lambda params: starts.start_from(  # noqa: E731
+    config.model, config.data, sizes, params, mesh=mesh
+  )
   if config.distill.inherit_tables and config.distill.teacher_cache:
     raise ValueError("--inherit_tables: --teacher_cache holds no tables; leave one of the two out")
   if config.distill.inherit_tables and teachers:

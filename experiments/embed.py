@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import cli, pretrained, problems, runs, texts
-from experiments.config import DataConfig
-from kdjax import models, serve
+from experiments import cli, families, meshes, pretrained, problems, runs, texts
+from experiments.config import DataConfig, LoadConfig
+from kdjax import serve
 from kdjax.data.errors import DataError
 from kdjax.data.text import TEXT_COLUMNS, encode, load_tokenizer
 from kdjax.flags import group, option
@@ -36,6 +36,7 @@ class Config:
   tokens_per_call: int | None = option(
     None, "Positions of one call; what suits the device when not given.", lower=1
   )
+  load: LoadConfig = group(LoadConfig)
   data: DataConfig = group(DataConfig)
 
 
@@ -50,13 +51,17 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   found = item_texts(dataset, config.columns)
   there = [i for i, text in enumerate(found) if text]
   own = config.data.tokenizer or config.checkpoint
-  checkpoint = pretrained.load(config.checkpoint, head="pool", tokenizer=own)
+  mesh = meshes.mesh_of(config.load.mesh)
+  dtype = config.load.checkpoint_dtype
+  checkpoint = pretrained.load(
+    config.checkpoint, head="pool", tokenizer=own, dtype=dtype, mesh=mesh
+  )
   tokenizer = load_tokenizer(own)
   rows = encode(tokenizer, [found[i] for i in there], max_length=config.max_tokens)
-  make = getattr(models, f"make_{checkpoint.family}")
+  computed_in = pretrained.dtype_of(checkpoint.params)
+  model = families.make_model(checkpoint.family, checkpoint.sizes, computed_in)
   made = serve.encode_texts(
-    make(**checkpoint.sizes).apply,
-    checkpoint.params,
+    *meshes.placed(model.apply, checkpoint.params, mesh),
     {name: values for name, values in rows.items() if name != "types"},
     tokens_per_call=config.tokens_per_call,
   )

@@ -176,7 +176,7 @@ def fit_model(
   teacher_params = meshes.put(teacher_params, teacher_mesh)
   runner: parallel.Runner
   if fit.parallel == "pmap":
-    runner = parallel.pmap_runner(make_step, devices=jax.devices()[: fit.data_devices])
+    runner = parallel.pmap_runner(make_step, devices=jax.devices()[: meshes.data_devices(fit)])
   else:
     runner = parallel.jit_runner(make_step(), mesh=mesh)
 

@@ -22,13 +22,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import polars as pl
 from tqdm.auto import tqdm
 
-from experiments import cli, families, files, pretrained, runs, stored, texts
-from experiments.config import DataConfig
+from experiments import cli, families, files, meshes, pretrained, runs, stored, texts
+from experiments.config import DataConfig, LoadConfig
 from kdjax.data.ends import find_ends, save_ends
 from kdjax.data.text import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
@@ -53,6 +52,7 @@ class Config:
   texts_per_call: int = option(64, "Texts written at once.", lower=1)
   seed: int = option(0, "Which texts begin them, and what is drawn.")
   progress: bool = option(True, "Draw a progress bar.")
+  load: LoadConfig = group(LoadConfig)
   data: DataConfig = group(DataConfig)
 
 
@@ -133,18 +133,25 @@ def load_writer(config: Config) -> Writer:
   if bool(config.model_dir) == bool(config.checkpoint):
     raise ValueError("give either --model_dir or --checkpoint: the decoder that writes")
   own = config.model_dir or config.data.tokenizer or config.checkpoint
+  mesh = meshes.mesh_of(config.load.mesh)
   if config.model_dir:
     saved = stored.load_model(config.model_dir, flag="--model_dir")
     stored.check_split(saved, config.data, flag="--model_dir")
     flag, family, sizes, params = "--model_dir", saved.family, saved.sizes, saved.params
   else:
-    found = pretrained.load(config.checkpoint, head="tokens", tokenizer=own)
+    found = pretrained.load(
+      config.checkpoint,
+      head="tokens",
+      tokenizer=own,
+      dtype=config.load.checkpoint_dtype,
+      mesh=mesh,
+    )
     flag, family, sizes, params = "--checkpoint", found.family, found.sizes, found.params
   if family != "decoder":
     raise ValueError(f"{flag}: a {family} writes no texts; give a decoder")
   tokenizer = load_tokenizer(own)
-  params = jax.tree.map(jnp.asarray, params)
-  cached = families.make_cached(sizes)
+  cached = families.make_cached(sizes, pretrained.dtype_of(params))
+  cached, params = meshes.placed_cached(cached, params, mesh)
   stop = find_ends(tokenizer, *filter(None, (own, config.checkpoint))).stop
 
   @jax.jit

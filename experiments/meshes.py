@@ -1,14 +1,16 @@
 """The devices of a run, by the flags: who shares a batch, and who the parameters."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.config import DistillConfig, FitConfig, MeshConfig
+from kdjax.models.decoder import Cached
 from kdjax.train import placement, processes
-from kdjax.types import Apply, Params
+from kdjax.types import Apply, Batch, Params
 
 
 def data_devices(fit: FitConfig) -> int:
@@ -74,6 +76,19 @@ def teacher_mesh(distill: DistillConfig, mesh: Mesh | None) -> Mesh | None:
 def placed(apply: Apply, params: Params, mesh: Mesh | None) -> tuple[Apply, Params]:
   """A model that computes on the mesh, and its parameters there; on one device without a mesh."""
   return apply if mesh is None else placement.on_mesh(apply, mesh), put(params, mesh)
+
+
+def placed_cached(cached: Cached, params: Params, mesh: Mesh | None) -> tuple[Cached, Params]:
+  """`placed` of a decoder that reads on: parameters are gathered over `fsdp` as it uses them."""
+  if mesh is None:
+    return cached, put(params, mesh)
+
+  def extend(params: Params, batch: Batch, cache: Any) -> Any:
+    places = placement.shardings(params, mesh, in_use=True)
+    params = jax.lax.with_sharding_constraint(params, places)
+    return cached.extend(params, placement.split_batch(batch, mesh), cache)
+
+  return Cached(cached.init, extend), put(params, mesh)
 
 
 def put(params: Params, mesh: Mesh | None) -> Params:

@@ -5,14 +5,18 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments.config import Family
+from experiments import meshes
+from experiments.config import CheckpointDtype, Family
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, TEXT_FAMILIES
 from kdjax import models
 from kdjax.data.text import load_tokenizer
 from kdjax.models import hub
 from kdjax.models.linen import Sizes
+from kdjax.train import placement
 from kdjax.types import Params
 
 
@@ -80,7 +84,10 @@ def sizes_of(folder: str, family: str, sizes: Sizes) -> Sizes:
   Raises:
     ValueError: naming the folder, and the flag that does not fit it.
   """
-  found = _read(folder, family, _head(family, sizes))
+  found = hub.read_config(folder, head="pool")
+  if found.family != family:
+    raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
+  found = hub.read_config(folder, head=_head(family, sizes))
   if found.sizes["vocab_size"] < sizes["vocab_size"]:
     raise ValueError(
       f"{folder} knows {found.sizes['vocab_size']:,} tokens, but --tokenizer gives "
@@ -99,9 +106,15 @@ def sizes_of(folder: str, family: str, sizes: Sizes) -> Sizes:
 
 
 def params_of(
-  folder: str, family: str, sizes: Sizes, classes: Sequence[str] = ()
+  folder: str,
+  family: str,
+  sizes: Sizes,
+  classes: Sequence[str] = (),
+  *,
+  dtype: CheckpointDtype = "float32",
+  mesh: Mesh | None = None,
 ) -> tuple[Params, str]:
-  """What fits of a folder's params, on the host.
+  """What fits of a folder's params, on the host, or read by every device of a mesh in parts.
 
   The body, and of the head what is there: the classifier where it tells as many labels, in the
   order of `classes` where it knows them by the same names.
@@ -111,12 +124,16 @@ def params_of(
     family: "bert" or "decoder".
     sizes: those of `sizes_of`.
     classes: names of the labels, if there are any.
+    dtype: what its numbers become.
+    mesh: as for `load`.
 
   Returns:
     The params, and what a person should know of them: what was left out, and how labels go.
   """
   head = _head(family, sizes)
-  found = _read(folder, family, head)
+  # An encoder's head may be missing, in part or whole.
+  partial = family == "bert"
+  found = _read(folder, head, dtype, mesh, partial=partial, on_host=mesh is None)
   params, left, said = dict(found.params), list(found.left), []
   if head == "tokens":
     params, _ = models.cut_vocabulary(params, found.sizes, sizes["vocab_size"])
@@ -148,25 +165,24 @@ def _head(family: str, sizes: Sizes) -> str:
   return "tokens" if family == "decoder" else sizes.get("head", "pool")
 
 
-@functools.lru_cache(maxsize=1)
-def _read(folder: str, family: str, head: str) -> hub.Checkpoint:
-  """A folder's model with that head, or, of an encoder, with as much of it as there is."""
-  found = hub.read_config(folder, head="pool")
-  if found.family != family:
-    raise ValueError(f"--checkpoint={folder} is a {found.model_type}, no {family}")
-  encodes = family == "bert"
-  return hub.load(folder, head=head, dtype=np.float32, partial=encodes, on_host=True)
-
-
 def load(
-  folder: str | pathlib.Path, *, head: str, tokenizer: str | pathlib.Path | int
+  folder: str | pathlib.Path,
+  *,
+  head: str,
+  tokenizer: str | pathlib.Path | int,
+  dtype: CheckpointDtype = "float32",
+  mesh: Mesh | None = None,
 ) -> hub.Checkpoint:
   """A Hugging Face folder, without rows of its tables that stand for no token.
+
+  On a mesh every device reads its own part of the files: no array is whole anywhere.
 
   Args:
     folder: of the checkpoint.
     head: as for `kdjax.models.hub.load`.
     tokenizer: a `tokenizer.json` or a folder with one, or how many tokens there are.
+    dtype: what its numbers become.
+    mesh: where its arrays lie, by `kdjax.train.MODEL_RULES`; None for the default device.
 
   Raises:
     ValueError: naming the flag, if the model knows fewer tokens.
@@ -174,11 +190,29 @@ def load(
   num_tokens = tokenizer
   if not isinstance(num_tokens, int):
     num_tokens = int(load_tokenizer(num_tokens).get_vocab_size())
-  found = hub.load(folder, head=head, dtype=np.float32)
+  found = _read(folder, head, dtype, mesh)
   if found.sizes["vocab_size"] < num_tokens:
     raise ValueError(
       f"--checkpoint={folder} knows {found.sizes['vocab_size']:,} tokens, but --tokenizer gives "
       f"{num_tokens:,}; use the checkpoint's own"
     )
   params, sizes = models.cut_vocabulary(found.params, found.sizes, num_tokens)
-  return found._replace(params=params, sizes=sizes)
+  return found._replace(params=meshes.put(params, mesh), sizes=sizes)  # Other shapes lie otherwise.
+
+
+def dtype_of(params: Params) -> str:
+  """What a pretrained model computes in: bfloat16 where its tables are, else float32."""
+  stored = params["token_embedding"]["embedding"].dtype
+  return "bfloat16" if stored == jnp.bfloat16 else "float32"
+
+
+def _read(
+  folder: str | pathlib.Path,
+  head: str,
+  dtype: CheckpointDtype,
+  mesh: Mesh | None,
+  **options: bool,
+) -> hub.Checkpoint:
+  place = None if mesh is None else functools.partial(placement.leaf_sharding, mesh=mesh)
+  kept = None if dtype == "as_stored" else jnp.dtype(dtype)
+  return hub.load(folder, head=head, dtype=kept, sharding=place, **options)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from experiments import cli, families, pretrained, problems, rankings, runs, stored
-from experiments.config import DataConfig
+from experiments import cli, families, meshes, pretrained, problems, rankings, runs, stored
+from experiments.config import DataConfig, LoadConfig
 from experiments.embed import item_texts
-from kdjax import models, serve
+from kdjax import serve
 from kdjax.data.errors import DataError
 from kdjax.data.interactions import Dataset
 from kdjax.data.text import load_tokenizer
@@ -63,6 +63,7 @@ class Config:
   users_per_call: int = option(1, "Users of one compiled call.", lower=1)
   seed: int = option(0, "Of the draw of users.")
   progress: bool = option(True, "Draw a progress bar.")
+  load: LoadConfig = group(LoadConfig)
   data: DataConfig = group(DataConfig)
 
 
@@ -142,8 +143,9 @@ def _scorer(config: Config) -> Callable[[list[list[str]], list[list[str]]], np.n
     raise ValueError("--checkpoint: give the folder of a language model")
   folder = pathlib.Path(config.checkpoint)
   own = config.data.tokenizer or folder
+  mesh, dtype = meshes.mesh_of(config.load.mesh), config.load.checkpoint_dtype
   found = (
-    pretrained.load(folder, head="tokens", tokenizer=own)
+    pretrained.load(folder, head="tokens", tokenizer=own, dtype=dtype, mesh=mesh)
     if hub.is_checkpoint(folder)
     else stored.load_model(folder, flag="--checkpoint")
   )
@@ -151,8 +153,8 @@ def _scorer(config: Config) -> Callable[[list[list[str]], list[list[str]]], np.n
   if family != "decoder":
     raise ValueError(f"--checkpoint={folder} is a {family}; only a decoder writes titles")
   tokenizer = load_tokenizer(own)
-  cached = models.make_cached(**sizes)
-  params = jax.tree.map(jnp.asarray, params)
+  cached = families.make_cached(sizes, pretrained.dtype_of(params))
+  cached, params = meshes.placed_cached(cached, params, mesh)
   length = config.prompt_tokens
   if tokenizer.get_vocab_size() > sizes["vocab_size"]:
     raise DataError(f"--tokenizer has more tokens than --checkpoint={folder} knows")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from experiments import problems, retrieval, stored, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import SEARCH_FAMILIES
@@ -11,11 +13,22 @@ from kdjax.models.linen import Sizes
 from kdjax.types import Params, Path
 
 
-def start_from(model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params) -> Params:
-  """Fresh params with what the flags say of pretrained ones; the rest are the very same arrays."""
+def start_from(
+  model: ModelConfig,
+  data: DataConfig,
+  sizes: Sizes,
+  params: Params,
+  *,
+  mesh: Mesh | None = None,
+) -> Params:
+  """Fresh params with what the flags say of pretrained ones; the rest are the very same arrays.
+
+  A checkpoint's lie on the mesh, if there is one.
+  """
   item_ids: Sequence[Any] = list(problems.load_data(data).item_ids) if model.item_embeddings else ()
   own = retrieval.as_text(model) if model.model in SEARCH_FAMILIES else model
-  params = texts.start_from(own, sizes, params, item_ids, problems.label_names(data, model.model))
+  classes = problems.label_names(data, model.model)
+  params = texts.start_from(own, sizes, params, item_ids, classes, mesh=mesh)
   return _from_run(model, data, sizes, params) if model.start else params
 
 

@@ -6,12 +6,12 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import classes as class_tasks
-from experiments import files, loss_terms, pretrained
+from experiments import files, loss_terms, meshes, pretrained
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.ends import Ends, find_ends, save_ends, stop_tokens
@@ -196,14 +196,21 @@ def start_from(
   params: Params,
   item_ids: Sequence[Any] = (),
   classes: Sequence[str] = (),
+  *,
+  mesh: Mesh | None = None,
 ) -> Params:
-  """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given."""
+  """Fresh params with those of --checkpoint and the tables of --item_embeddings, where given.
+
+  Those of --checkpoint lie on the mesh, if there is one.
+  """
   if config.checkpoint:
-    own, said = pretrained.params_of(config.checkpoint, config.model, sizes, classes)
+    own, said = pretrained.params_of(
+      config.checkpoint, config.model, sizes, classes, dtype=config.checkpoint_dtype, mesh=mesh
+    )
     fresh = ", ".join(name for name in params if name not in own)
     if said or fresh:
       print(f"--checkpoint={config.checkpoint}: fresh: {fresh or 'none'}; {said}", flush=True)
-    params = {**params, **jax.tree.map(jnp.asarray, own)}
+    params = {**params, **meshes.put(own, mesh)}
   for number, path in enumerate(config.item_embeddings):
     table = {"embedding": jnp.asarray(item_features(path, item_ids))}
     params = {**params, f"{FEATURES}{number}": table}

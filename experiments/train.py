@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import cli, families, fitting, problems, runs, starts
+from experiments import cli, families, fitting, meshes, problems, runs, starts
 from experiments.config import DataConfig, FitConfig, ModelConfig
 from kdjax.flags import group
 
@@ -36,7 +36,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.fit,
     folder,
     terms=[task.label_term(config.fit, 1.0)],
-    inherit=lambda params: starts.start_from(config.model, config.data, sizes, params),
+    inherit=lambda params: starts.start_from(
+      config.model, config.data, sizes, params, mesh=meshes.run_mesh(config.fit)
+    ),
     name=folder.name,
   )
   sizes, params = families.served(config.model, sizes, fitted.params)

@@ -8,7 +8,15 @@ from kdjax.train.loop import Feed, Interrupted, NonFiniteError, Progress, fit
 from kdjax.train.objective import Objective, Term, make_objective, student_params
 from kdjax.train.on_policy import make_sampler
 from kdjax.train.parallel import jit_runner, pmap_runner
-from kdjax.train.placement import MODEL_RULES, gather, make_mesh, on_mesh, put, shardings
+from kdjax.train.placement import (
+  MODEL_RULES,
+  gather,
+  leaf_sharding,
+  make_mesh,
+  on_mesh,
+  put,
+  shardings,
+)
 from kdjax.train.state import TrainState, init_state
 from kdjax.train.step import make_train_step
 from kdjax.train.writers import (
@@ -43,6 +51,7 @@ __all__ = [
   "join",
   "jsonl_writer",
   "lazy_adamw",
+  "leaf_sharding",
   "make_mesh",
   "make_objective",
   "make_sampler",

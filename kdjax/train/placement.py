@@ -130,23 +130,48 @@ def shardings(
     ('fsdp', 'model')
   """
 
-  def place(path: Path, leaf: Any) -> NamedSharding:
-    shape = jnp.shape(leaf)
-    names: list[str | None] = [None] * len(shape)
-    for axis, name in enumerate(_spec_of(path, shape, mesh, rules)):
-      names[axis] = name
-    free = [
-      axis
-      for axis, size in enumerate(shape)
-      if names[axis] is None and size and size % mesh.shape["fsdp"] == 0
-    ]
-    if free and not in_use:
-      names[max(free, key=lambda axis: shape[axis])] = "fsdp"
-    while names and names[-1] is None:
-      names.pop()
-    return NamedSharding(mesh, PartitionSpec(*names))
+  return map_with_path(
+    lambda path, leaf: leaf_sharding(path, jnp.shape(leaf), mesh, rules=rules, in_use=in_use), tree
+  )
 
-  return map_with_path(place, tree)
+
+def leaf_sharding(
+  path: Path,
+  shape: tuple[int, ...],
+  mesh: Mesh,
+  *,
+  rules: Sequence[Rule] = MODEL_RULES,
+  in_use: bool = False,
+) -> NamedSharding:
+  """Where one leaf lies on the mesh, by its path and shape; see `shardings`.
+
+  `functools.partial(leaf_sharding, mesh=mesh)` is what `kdjax.models.hub.load` takes as `sharding`:
+  every device then reads its own part of the files.
+
+  Args:
+    path: of the leaf.
+    shape: of the leaf.
+    mesh: of `make_mesh`.
+    rules: as for `shardings`.
+    in_use: as for `shardings`.
+
+  Example:
+    >>> tuple(leaf_sharding(("up", "kernel"), (4, 8), make_mesh(data=1)).spec)
+    ('fsdp', 'model')
+  """
+  names: list[str | None] = [None] * len(shape)
+  for axis, name in enumerate(_spec_of(path, shape, mesh, rules)):
+    names[axis] = name
+  free = [
+    axis
+    for axis, size in enumerate(shape)
+    if names[axis] is None and size and size % mesh.shape["fsdp"] == 0
+  ]
+  if free and not in_use:
+    names[max(free, key=lambda axis: shape[axis])] = "fsdp"
+  while names and names[-1] is None:
+    names.pop()
+  return NamedSharding(mesh, PartitionSpec(*names))
 
 
 def _spec_of(
@@ -166,11 +191,14 @@ def put(tree: Params, places: Any) -> Params:
   """Arrays of the host on the devices; every process puts the parts that its own devices hold.
 
   Args:
-    tree: the same NumPy (or single-device) arrays on every process.
+    tree: the same NumPy (or single-device) arrays on every process; an array that lies on several
+      devices goes from those to its place, not over the host.
     places: of `shardings`.
   """
 
   def one(x: Any, place: NamedSharding) -> Array:
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+      return jax.device_put(x, place)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 

@@ -226,3 +226,10 @@ def test_sentences_of_minilm():
   assert checkpoint.sizes["pooling"] == "mean"
   assert all(path[0] != "head" for path, _ in leaves_with_path(checkpoint.params))
   check_sentences(folder, dict(np.load(ROOT / "minilm.npz", allow_pickle=False)))
+
+
+@pytest.mark.parametrize("head", [None, "pool", "labels"])
+def test_a_config_tells_of_the_checkpoint_all_but_its_arrays(tmp_path, head):
+  whole = hub.load(ROOT / "bert_labels", head=head)
+  shutil.copy(ROOT / "bert_labels" / "config.json", tmp_path)
+  assert hub.read_config(tmp_path, head=head) == whole._replace(params={}, left=())
