@@ -1,6 +1,7 @@
 """Texts of items into a recommender: embeddings, the teacher that reads them, cold items."""
 
 import dataclasses
+import json
 import pathlib
 import shutil
 
@@ -13,6 +14,7 @@ import tiny
 from experiments import distill, embed, problems, prune, quantize, stored, train
 from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
 from experiments.ranking import cold_start
+from kdjax import serve
 from kdjax.data import text
 from kdjax.data.errors import DataError
 from kdjax.metrics import ranks
@@ -62,6 +64,61 @@ def test_embeddings_are_the_encoders(log, embedded):
   batch = {name: jnp.asarray(values) for name, values in batch.items()}
   expected = make_bert(**checkpoint.sizes).apply(checkpoint.params, batch).logits[0]
   np.testing.assert_allclose(rows[ids.index("7")], expected, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on(log, embedded, tmp_path, monkeypatch):
+  """Killed in its third part, it makes the rest alone, and ends with the same numbers."""
+  monkeypatch.setattr(embed, "TEXTS_PER_PART", 8)
+  config = embed.Config(str(log / "encoder"), progress=False, data=data_of(log))
+  embed.run(config, tmp_path / "whole")
+  encode_texts, calls = serve.encode_texts, []
+
+  def stop_at(number):
+    def encode(apply, params, rows, **options):
+      calls.append(len(rows["tokens"]))
+      if len(calls) == number:
+        raise KeyboardInterrupt
+      return encode_texts(apply, params, rows, **options)
+
+    monkeypatch.setattr(serve, "encode_texts", encode)
+
+  stop_at(3)
+  with pytest.raises(KeyboardInterrupt):
+    embed.run(config, tmp_path / "parts")
+  kept = sorted((tmp_path / "parts" / "parts").iterdir())
+  assert [path.name for path in kept] == ["000000000.npy", "000000008.npy"]
+  assert not (tmp_path / "parts" / "embeddings.npz").exists()
+  # One that was cut off while it was written does not count, nor does a part of other texts.
+  (tmp_path / "parts" / "parts" / "000000016.npy.partial").write_bytes(b"\x93NUM")
+  calls.clear()
+  stop_at(0)
+  result = embed.run(config, tmp_path / "parts")
+  assert calls == [8, 5], "29 items have a title"
+  assert result == json.loads((tmp_path / "whole" / "result.json").read_text())
+  assert not (tmp_path / "parts" / "parts").exists()
+  whole, parts, at_once = (
+    np.load(folder / "embeddings.npz", allow_pickle=False)
+    for folder in (tmp_path / "whole", tmp_path / "parts", embedded)
+  )
+  np.testing.assert_array_equal(whole["ids"], parts["ids"])
+  np.testing.assert_array_equal(whole["embeddings"], parts["embeddings"])
+  np.testing.assert_allclose(whole["embeddings"], at_once["embeddings"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("spoil", "message"),
+  [
+    (lambda path: path.write_bytes(b"no"), r"000000000.npy: damaged .*; delete it"),
+    (lambda path: np.save(path, np.ones([3, 8])), r"for 29 texts: the items have changed"),
+  ],
+  ids=["damaged", "other"],
+)
+def test_parts_that_do_not_fit_are_named(log, tmp_path, spoil, message):
+  (tmp_path / "parts").mkdir()
+  spoil(tmp_path / "parts" / "000000000.npy")
+  config = embed.Config(str(log / "encoder"), progress=False, data=data_of(log))
+  with pytest.raises(DataError, match=message):
+    embed.run(config, tmp_path)
 
 
 def test_a_teacher_over_texts_teaches_a_student_of_ids(log, embedded, tmp_path):
