@@ -146,9 +146,14 @@ def in_part(targets):
   return inputs
 
 
+def best(key, t):
+  """The largest logits of the teacher."""
+  return losses.top_k_targets(t, KEPT)
+
+
 def ours_in_part(loss):
   """A catalogue loss on these."""
-  return lambda q, e, targets: loss(FactoredLogits(q, e), targets)
+  return lambda q, e, *targets: loss(FactoredLogits(q, e), *targets)
 
 
 def cross_entropy(z, y):
@@ -530,6 +535,11 @@ RACES: dict[str, Race] = {
     ),
     ours_factored(losses.catalog_distillation_loss),
   ),
+  "catalog_cached_distillation": Race(
+    lambda key: (*in_part(best)(key), factored(key)[-1]),
+    lambda q, e, teacher, y: cross_entropy(q @ e.T, y) / 2 + kl(*buckets(q @ e.T, teacher)) / 2,
+    ours_in_part(losses.catalog_cached_distillation_loss),
+  ),
   "catalog_reverse_kl": Race(
     factored,
     lambda q, e, tq, te, y: kl(softmax(q @ e.T), softmax(tq @ te.T)),
@@ -541,12 +551,12 @@ RACES: dict[str, Race] = {
     ours_factored(lambda s, t, y: losses.catalog_jensen_shannon_loss(s, t)),
   ),
   "catalog_top_k_kl": Race(
-    in_part(lambda key, t: losses.top_k_targets(t, KEPT)),
+    in_part(best),
     lambda q, e, teacher: kl(*buckets(q @ e.T, teacher)),
     ours_in_part(losses.catalog_top_k_kl_loss),
   ),
   "catalog_top_k_reverse_kl": Race(
-    in_part(lambda key, t: losses.top_k_targets(t, KEPT)),
+    in_part(best),
     lambda q, e, teacher: kl(*buckets(q @ e.T, teacher)[::-1]),
     ours_in_part(losses.catalog_top_k_reverse_kl_loss),
   ),

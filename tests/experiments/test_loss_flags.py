@@ -69,7 +69,7 @@ def test_an_entry_twice_is_refused():
 ELSEWHERE = {
   "bpr": "bpr", "nce": "nce", "sampled_softmax": "sampled_softmax", "binary_cross_entropy": "bce",
   "cross_entropy": "cross_entropy", "catalog_cross_entropy": "cross_entropy", "ctc": "ctc",
-  "catalog_distillation": "auto",
+  "catalog_distillation": "auto", "catalog_cached_distillation": "auto",
 }  # fmt: skip
 
 
