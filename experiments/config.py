@@ -342,8 +342,8 @@ class FitConfig(MeshConfig):
   )
   group_by_length: bool = option(
     False,
-    "Classes of texts: batches of texts of like length, cut to it, so that short ones cost what they "
-    "hold; not with --stream.",
+    "Classes of texts, and search: batches of texts (or documents) of like length, cut to it, so that "
+    "short ones cost what they hold; not with --stream.",
   )
   stream: bool = option(False, "Stream the training rows instead of keeping them on the device.")
   parallel: Literal["jit", "pmap"] = option("jit", "How several devices run the step.")

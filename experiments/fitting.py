@@ -301,16 +301,17 @@ def _by_length(task: Task, fit: FitConfig) -> dict[str, Any]:
   """What `loop.Feed` must know to group texts by length."""
   if not fit.group_by_length:
     return {}
-  if task.name != "text" or fit.stream:
+  if task.lengths is None or fit.stream:
     raise ValueError(
-      "--group_by_length is for classes of texts (--model=bert, text_gru, text_cnn or static) that "
-      "are kept in memory: histories, and texts whose tokens are learned, share rows already; "
-      "leave it out, or --stream"
+      "--group_by_length is for classes of texts (--model=bert, text_gru, text_cnn or static) and "
+      "for search, with rows that are kept in memory: histories, and texts whose tokens are "
+      "learned, share rows already; leave it out, or --stream"
     )
-  cut = ("tokens", "segments", "positions")
-  segments = np.asarray(task.arrays["segments"])
-  sizes = np.count_nonzero(segments, axis=1)
-  return {"cut": cut, "lengths": batches.round_lengths(sizes, segments.shape[1], per_octave=2)}
+  longest = task.arrays[task.cut[0]].shape[-1]
+  return {
+    "cut": task.cut,
+    "lengths": batches.round_lengths(task.lengths, longest, per_octave=2),
+  }
 
 
 def _rows_per_step(task: Task, fit: FitConfig) -> int:

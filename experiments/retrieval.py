@@ -21,7 +21,7 @@ from kdjax.models import pair_rows
 from kdjax.models.linen import Sizes
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
-from kdjax.types import Apply, Array, Batch, FactoredLogits, Outputs, Params
+from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Outputs, Params
 
 __all__ = [
   "as_text",
@@ -68,11 +68,12 @@ def make_task(config: DataConfig, family: str) -> Task:
     makers = {**loss_terms.SEARCH, "in_batch_kl": _in_batch_kl}
     return loss_terms.make_terms(makers, make_view(len(rows.queries)), distill, **counts)
 
+  candidates = tokens.documents["tokens"][rows.candidates]
   return Task(
     name="search",
     arrays={
       "query_tokens": tokens.queries["tokens"][rows.queries],
-      "tokens": tokens.documents["tokens"][rows.candidates],
+      "tokens": candidates,
       "candidates": rows.candidates,
       "relevant": rows.relevant,
     },
@@ -89,6 +90,8 @@ def make_task(config: DataConfig, family: str) -> Task:
     request=texts.make_request(served),
     flag_terms=flag_terms,
     run_teacher=functools.partial(run_teacher, config),
+    lengths=np.count_nonzero(candidates != PAD, axis=-1).max(axis=1),
+    cut=("tokens",),
   )
 
 

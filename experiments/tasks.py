@@ -82,6 +82,9 @@ class Task(NamedTuple):
     valid: validation rows as `arrays`, where losses can be taken on them.
     read_rows: `(fit) -> (batch) -> {path: ids}`, which rows of which params a batch reads, for
       --lazy_tables; None where a model has no table of users or items.
+    lengths: int `[R]`, of how many positions a row makes use, for --group_by_length; None where
+      rows are full, or are no texts.
+    cut: names of the arrays `[R, ..., L]` of those positions.
   """
 
   name: str
@@ -103,6 +106,8 @@ class Task(NamedTuple):
   run_teacher: Callable[..., dict[str, np.ndarray]] | None = None
   valid: Mapping[str, np.ndarray] | None = None
   read_rows: Callable[[FitConfig], ReadRows] | None = None
+  lengths: np.ndarray | None = None
+  cut: tuple[str, ...] = ()
 
   def rows_per_step(self, batch_size: int, *, multiple: int = 1) -> int:
     """How many rows hold `batch_size` examples on average: a multiple of `multiple`."""

@@ -117,7 +117,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     name: without_types(encode(words, part.texts, max_length=config.max_length))
     for name, part in dataset.parts.items()
   }
-  return class_tasks.make_task(
+  task = class_tasks.make_task(
     "text",
     inputs,
     {name: part.labels for name, part in dataset.parts.items()},
@@ -132,6 +132,8 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     request=make_request(inputs["test"]),
     makers=loss_terms.TEXT,
   )
+  lengths = np.count_nonzero(inputs["train"]["segments"], axis=1)
+  return task._replace(lengths=lengths, cut=("tokens", "segments", "positions"))
 
 
 def make_request(rows: Mapping[str, np.ndarray]) -> Callable[[int], dict[str, jnp.ndarray]]:

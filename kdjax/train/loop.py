@@ -68,7 +68,7 @@ class Feed(NamedTuple):
       share a batch, whose `cut` arrays have as many columns as its longest row needs; each length
       is a program of its own, so let there be few (`kdjax.data.batches.round_lengths`). For
       resident rows.
-    cut: names of the arrays `[R, L]` of positions.
+    cut: names of the arrays `[R, ..., L]` of positions.
   """
 
   arrays: Mapping[str, np.ndarray]
@@ -228,7 +228,7 @@ def _chunks(
     @functools.cache
     def resident(length: int | None) -> dict[str, Array]:
       """The rows with so many columns."""
-      cut = {name: feed.arrays[name][:, :length] for name in feed.cut}
+      cut = {name: feed.arrays[name][..., :length] for name in feed.cut}
       return whole if length is None else {**whole, **placement.put_rows(cut, feed.mesh)}
 
   elif feed.lengths is not None:

@@ -16,6 +16,7 @@ from experiments import (
   distill,
   evaluate,
   families,
+  problems,
   prune,
   quantize,
   report,
@@ -102,6 +103,37 @@ def test_what_a_teacher_says_is_what_it_would_say_live(cross):
   np.testing.assert_allclose(said["scores"][:9], live.logits, atol=1e-5)
   for name in ("query", "documents"):
     np.testing.assert_allclose(said[name][:9], live.features[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "model",
+  [CROSS, ModelConfig("bi_encoder", encoder="bert", dim=8, layers=1, heads=2)],
+  ids=lambda model: model.model,
+)
+def test_documents_are_grouped_by_length(tmp_path, model):
+  data = dataclasses.replace(DATA, max_length=24)
+  task = problems.make_task(data, model.model)
+  short = np.argsort(task.lengths, kind="stable")[:9]
+  length = task.lengths[short].max()
+  assert length < task.arrays["tokens"].shape[-1]
+  made = train.run(
+    train.Config(data, model, dataclasses.replace(FIT, group_by_length=True)), tmp_path / "run"
+  )
+  assert made["training"]["steps"] > 1
+  saved = stored.load_model(tmp_path / "run", flag="--")
+  apply = families.make_model(saved.family, saved.sizes).apply
+  batch = {name: jnp.asarray(values[short]) for name, values in task.arrays.items()}
+  cut = batch | {name: batch[name][..., :length] for name in task.cut}
+
+  def loss(params, batch):
+    total, count = retrieval.label_loss(apply(params, batch), None, batch)
+    return total / count
+
+  run = jax.jit(jax.value_and_grad(loss))
+  for a, b in zip(
+    *map(jax.tree.leaves, (run(saved.params, cut), run(saved.params, batch))), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def refuse(*args, **options):
