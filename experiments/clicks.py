@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from experiments import loss_terms
+from experiments import loss_terms, prepared
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import DenseLogits, View
 from experiments.tasks import Judgement, Task, label_loss_of, predict
@@ -35,12 +35,22 @@ ATTRIBUTE_VALUES = 1000  # An attribute with more distinct values is text, not a
 
 def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   """The click task over a prepared log: dense and categorical features of every event."""
-  del config
-  rows, cardinalities = features(dataset)
-  if not np.isin(rows["labels"], (0.0, 1.0)).all():
-    raise DataError("click labels must be 0 or 1; set --label_threshold to make them from ratings")
-  part = dataset.events["part"].to_numpy()
-  parts = {name: {n: v[part == index] for n, v in rows.items()} for name, index in PARTS.items()}
+
+  def make() -> dict[str, np.ndarray]:
+    rows, cardinalities = features(dataset)
+    if not np.isin(rows["labels"], (0.0, 1.0)).all():
+      raise DataError(
+        "click labels must be 0 or 1; set --label_threshold to make them from ratings"
+      )
+    part = dataset.events["part"].to_numpy()
+    parts = {f"{p}-{n}": v[part == index] for p, index in PARTS.items() for n, v in rows.items()}
+    return {**parts, "cardinalities": np.array(cardinalities)}
+
+  made = prepared.rows(config, "clicks", {}, make)
+  parts = {
+    part: {n.removeprefix(f"{part}-"): v for n, v in made.items() if n.startswith(f"{part}-")}
+    for part in PARTS
+  }
   for name in ("valid", "test"):
     if len(np.unique(parts[name]["labels"])) < 2:
       raise DataError(f"the {name} part has clicks of one kind only; use --split=time or ratio")
@@ -60,7 +70,10 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
     name="click",
     arrays=parts["train"],
     num_examples=len(parts["train"]["labels"]),
-    sizes={"num_dense": rows["dense"].shape[1], "cardinalities": cardinalities},
+    sizes={
+      "num_dense": parts["train"]["dense"].shape[1],
+      "cardinalities": tuple(made["cardinalities"].tolist()),
+    },
     augment=lambda fit: None,
     label_term=lambda fit, weight: Term(
       label_loss_of(fit, "bce", ("bce",), family), label_loss, weight

@@ -45,6 +45,11 @@ class DataConfig:
   )
   vocab_size: int = option(8000, "Tokens at most of a tokenizer that is learned.", lower=300)
   items_path: str = option("", "A file of item attributes, where it is not beside the log.")
+  prepared_dir: str = option(
+    "",
+    "Logs: a folder where the prepared log and the rows made of it are kept and memory-mapped from: "
+    "made by the first run (by the first of several processes), read piece by piece by all after.",
+  )
   min_rating: float | None = option(None, "Drop events rated below this.")
   label_threshold: float | None = option(
     None, "Click models: label 1 where the rating is at least this (when there is no label column)."

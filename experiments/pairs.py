@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loss_terms, ranking
+from experiments import loss_terms, prepared, ranking
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import DenseLogits, View, at_places
@@ -23,10 +23,14 @@ LABEL_LOSSES = ("bpr", "sampled_softmax", "nce", "bce")
 
 def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   """The task of a pair family over a prepared log."""
-  del config
   train = dataset.split.train
-  users = np.repeat(np.arange(train.num_users, dtype=np.int32), train.lengths)
-  log_q = popularity(train.items, dataset.num_items)
+
+  def make() -> dict[str, np.ndarray]:
+    users = np.repeat(np.arange(train.num_users, dtype=np.int32), train.lengths)
+    return {"user": users, "log_q": popularity(train.items, dataset.num_items)}
+
+  made = prepared.rows(config, "pairs", {}, make)
+  users, log_q = made["user"], made["log_q"]
   factored = family == "mf"
 
   def augment(fit: FitConfig):

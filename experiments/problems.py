@@ -12,6 +12,7 @@ from experiments import (
   language,
   masked_language,
   pairs,
+  prepared,
   retrieval,
   sequences,
   speech,
@@ -41,6 +42,10 @@ def load_data(config: DataConfig) -> interactions.Dataset:
   Raises:
     DataError: naming file, line and mend.
   """
+  return prepared.dataset(config, lambda: _read_log(config))
+
+
+def _read_log(config: DataConfig) -> interactions.Dataset:
   if config.dataset == "synthetic":
     log = synthetic.generate(
       num_users=config.synthetic_users,

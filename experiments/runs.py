@@ -67,6 +67,7 @@ def _may_change(flag: str, values: dict[str, Any], *, done: bool) -> bool:
     "teacher_mesh",
     "cache_scores",
     "scores_dir",
+    "prepared_dir",
   )
   if flag.endswith(shown):
     return True

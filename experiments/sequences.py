@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import head_terms, logit_terms, loss_terms, ranking
+from experiments import head_terms, logit_terms, loss_terms, prepared, ranking
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import View
@@ -32,18 +32,21 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
   # A masked model predicts at an added MASK: its windows are one longer than its histories.
   length = config.max_length + int(masked)
   train = dataset.split.train
-  arrays, ends = batches.pack_rows(
-    train.items,
-    train.offsets,
-    length=length,
-    labels=not masked,
-    all_windows=config.all_windows,
-    seed=config.data_seed,
-  )
+  options: dict[str, Any] = {
+    "length": length,
+    "labels": not masked,
+    "all_windows": config.all_windows,
+    "seed": config.data_seed,
+  }
+
+  def pack() -> dict[str, np.ndarray]:
+    packed, ends = batches.pack_rows(train.items, train.offsets, **options)
+    return {**packed, "ends": ends, "log_q": popularity(train.items, dataset.num_items)}
+
+  arrays = prepared.rows(config, "packed", options, pack)
+  ends, log_q = arrays.pop("ends"), arrays.pop("log_q")
   if not len(ends):
     raise ValueError("no history has two training events; nothing to learn the next item from")
-
-  log_q = popularity(train.items, dataset.num_items)
 
   def augment(fit: FitConfig):
     negatives = fit.num_negatives if fit.label_loss not in ("auto", "cross_entropy") else 0

@@ -189,7 +189,7 @@ def split_of(data: DataConfig) -> dict[str, Any]:
   if made_from.exists():
     data = flags.load(DataConfig, made_from)
   values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
-  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size")
+  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size", "prepared_dir")
   searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")
   return {n: v for n, v in values.items() if n not in (*kept, *searched)}
 

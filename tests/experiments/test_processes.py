@@ -136,7 +136,7 @@ def test_sigterm_on_one_stops_both_and_one_process_goes_on(teacher, programs, tm
 
 
 def test_killed_processes_end_the_others_and_four_go_on(teacher, expected, programs, tmp_path):
-  flags = ("--dim=8", f"--teacher={teacher}")
+  flags = ("--dim=8", f"--teacher={teacher}", f"--prepared_dir={tmp_path / 'prepared'}")
   for victim in (1, 0):
     before = count_validations(tmp_path)
     two = start(2, programs, "distill", tmp_path, *flags, "--fsdp_devices=2")

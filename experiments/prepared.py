@@ -1,0 +1,122 @@
+"""The prepared log and its rows on disk, for every process to map: --prepared_dir."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.config import DataConfig
+from kdjax.data import interactions, mapped
+from kdjax.data.errors import DataError
+from kdjax.train import processes
+
+_PARTS = ("train", "valid", "test")
+# Flags that decide the rows, or nothing, but not the log.
+_NOT_OF_THE_LOG = (
+  "prepared_dir",
+  "max_length",
+  "all_windows",
+  "objective",
+  "tokenizer",
+  "vocab_size",
+)
+
+
+def dataset(config: DataConfig, make: Callable[[], interactions.Dataset]) -> interactions.Dataset:
+  """The prepared log, made once and mapped from then on; made here without --prepared_dir.
+
+  Raises:
+    DataError: naming the folder, if it was made with other flags or from other files.
+  """
+  if not config.prepared_dir:
+    return make()
+  found = _once(config, "log", {}, lambda: _as_mapped(make()))
+  parts = [
+    interactions.Sequences(found.arrays[f"{part}_items"], found.arrays[f"{part}_offsets"])
+    for part in _PARTS
+  ]
+  tables = found.tables
+  return interactions.Dataset(
+    interactions.Split(*parts),
+    user_ids=tables["user_ids"]["id"],
+    item_ids=tables["item_ids"]["id"],
+    items=tables.get("items"),
+    events=tables["events"],
+    summary=dict(found.about["made"]),
+  )
+
+
+def rows(
+  config: DataConfig,
+  name: str,
+  options: Mapping[str, Any],
+  make: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+  """Arrays made from the prepared log, in the same way.
+
+  Args:
+    config: of the data.
+    name: what they are called in --prepared_dir.
+    options: what they depend on beside the log, JSON-ready.
+    make: `() -> arrays`.
+  """
+  if not config.prepared_dir:
+    return make()
+  digest = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=6).hexdigest()
+  content = lambda: mapped.Mapped(make(), {}, {})  # noqa: E731
+  return dict(_once(config, f"{name}-{digest}", options, content).arrays)
+
+
+def _once(
+  config: DataConfig, name: str, options: Mapping[str, Any], make: Callable[[], mapped.Mapped]
+) -> mapped.Mapped:
+  folder = pathlib.Path(config.prepared_dir) / name
+  about = json.loads(json.dumps({"log": _log(config), "options": dict(options)}))
+  if not mapped.is_there(folder) and processes.is_first():
+    made = make()
+    mapped.save(folder, made._replace(about={**about, "made": dict(made.about)}))
+  while not mapped.is_there(folder):  # When the first process fails, joining.py ends this one.
+    time.sleep(0.2)
+  found = mapped.open_folder(folder)
+  if changed := [n for n in about["log"] if found.about["log"].get(n) != about["log"][n]]:
+    raise DataError(
+      f"--prepared_dir={config.prepared_dir} was made of another log ("
+      + ", ".join(changed)
+      + " changed); give another folder, or delete it"
+    )
+  return found
+
+
+def _as_mapped(found: interactions.Dataset) -> mapped.Mapped:
+  arrays: dict[str, np.ndarray] = {}
+  for part in _PARTS:
+    histories = getattr(found.split, part)
+    arrays |= {f"{part}_items": histories.items, f"{part}_offsets": histories.offsets}
+  tables = {
+    "user_ids": found.user_ids.alias("id").to_frame(),
+    "item_ids": found.item_ids.alias("id").to_frame(),
+    "events": found.events,
+  }
+  if found.items is not None:
+    tables["items"] = found.items
+  return mapped.Mapped(arrays, tables, found.summary)
+
+
+def _log(config: DataConfig) -> dict[str, Any]:
+  """What decides the prepared log: flags, and size and time of the files."""
+  values = {n: v for n, v in dataclasses.asdict(config).items() if n not in _NOT_OF_THE_LOG}
+  path = pathlib.Path(config.dataset)
+  if config.dataset == "synthetic" or not path.exists():
+    return values
+  files = [path, *([pathlib.Path(config.items_path)] if config.items_path else [])]
+  if path.is_dir():
+    files += sorted(file for file in path.iterdir() if file.is_file())
+  stats = [(file.name, file.stat()) for file in files if file.is_file()]
+  said = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+  return {**values, "dataset": os.path.realpath(path), "files": said}
