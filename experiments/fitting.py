@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments import adapters, lazy_rows, meshes, optimizers
 from experiments.config import DistillConfig, FitConfig
@@ -36,7 +37,7 @@ from kdjax.train import (
 )
 from kdjax.train.frozen import freeze
 from kdjax.train.step import Augment
-from kdjax.types import Apply, Array, Batch, Params
+from kdjax.types import Apply, Array, Batch, Init, Params
 
 
 class Fitted(NamedTuple):
@@ -139,7 +140,7 @@ def fit_model(
   example = augment(rows, augment_key, jnp.int32(0))
   fresh = None
   if start is None:
-    fresh = student.init(init_key, example)
+    fresh = _fresh(student.init, init_key, example, mesh)
     start = inherit(fresh)
   if fit.lora_rank and last is not None:
     raise ValueError("--lora_rank does not fit pruning: merged, adapters fill what was 0")
@@ -228,6 +229,14 @@ def fit_model(
     )
   best = placement.gather(own_params(train_state))
   return Fitted(best, progress, metric, whole.counts)
+
+
+def _fresh(init: Init, key: Array, example: Batch, mesh: Mesh | None) -> Params:
+  """Fresh params; where a mesh of one process splits them, each part is made where it lies."""
+  if mesh is None or processes.several() or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
+    return init(key, example)
+  places = placement.shardings(jax.eval_shape(init, key, example), mesh)
+  return jax.jit(init, out_shardings=places)(key, example)
 
 
 def _writers(fit: FitConfig, workdir: pathlib.Path, latest: int) -> list[Any]:

@@ -12,6 +12,7 @@ import tiny
 from experiments import (
   augment_texts,
   embed,
+  fitting,
   generate,
   meshes,
   pretrained,
@@ -193,6 +194,20 @@ def test_students_start_on_the_mesh(folder, tmp_path):
   half, types = trained("half", "bfloat16", data_devices=2)
   assert types == {"bfloat16"}
   assert half == pytest.approx(plain, rel=0.05)
+
+
+def test_fresh_parameters_are_made_where_they_lie():
+  mesh = meshes.mesh_of(SPLIT.mesh)
+  model = models.make_decoder(**SIZES)
+  one = jnp.ones([1, 1], jnp.int32)
+  batch = {"tokens": one, "segments": one, "positions": 0 * one}
+  key = jax.random.key(3)
+  split = fitting._fresh(model.init, key, batch, mesh)
+  places = placement.shardings(split, mesh)
+  for x, place in zip(*map(jax.tree.leaves, (split, places)), strict=True):
+    assert x.sharding.is_equivalent_to(place, x.ndim)
+  alone = fitting._fresh(model.init, key, batch, None)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), alone, split)
 
 
 def test_too_few_devices_are_named(folder, tmp_path):
