@@ -152,6 +152,7 @@ def plot(result: dict[str, Any], path: pathlib.Path) -> None:
     axes.set_yticks(range(len(result["students"])), list(result["students"]) if place == 1 else [])
     axes.invert_yaxis()
     axes.set_xlabel(f"test NDCG@10, {whose} users")
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.3, axis="x")
   axes.legend(frameon=False)
   figure.savefig(path)
