@@ -95,19 +95,19 @@ def run(
           config = train.Config(texts, model, fit)
           return train.run(config, place / f"{model.encoder}-alone-seed{seed}")
         folder = place / f"{model.encoder}-{number}-seed{seed}"
-        teachers, choice = (str(place / "teacher"),), CHOICES[number]
         if model.encoder == "static":
           model = dataclasses.replace(model, start=str(place / "static-vocabulary"))
-        else:
-          choice = dataclasses.replace(choice, inherit_tables=True)
-        return distill.run(distill.Config(teachers, texts, model, choice, fit), folder)
+        config = distill.Config(
+          (str(place / "teacher"),), texts, model, choices_of(model)[number], fit
+        )
+        return distill.run(config, folder)
 
       # In every fold anew: its validation queries are another fold's test queries.
       tried = [
         student(number, SEEDS[0])["training"]["best_valid"] for number in range(len(CHOICES))
       ]
       number = int(np.argmax(tried))
-      choice = {"number": number, "tried": tried} | dataclasses.asdict(CHOICES[number])
+      choice = {"number": number, "tried": tried} | dataclasses.asdict(choices_of(model)[number])
       chosen.setdefault(name, []).append(choice)
       for i, seed in enumerate(SEEDS):
         student(None, seed)
@@ -145,6 +145,12 @@ def run(
     "size": {row["name"]: row["size"]["bytes"] for row in judged["rows"]},
     "cost": {row["name"]: row["cost"] for row in judged["rows"]},
   }
+
+
+def choices_of(model: ModelConfig) -> list[DistillConfig]:
+  """What a student may learn; a transformer starts from the teacher's token table."""
+  inherit = model.encoder != "static"
+  return [dataclasses.replace(choice, inherit_tables=inherit) for choice in CHOICES]
 
 
 def as_it_is(data: DataConfig, minilm: str, folder: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import families, head_terms, problems, ranking, runs, stored
+from experiments import families, head_terms, prepared, problems, ranking, runs, stored
 from experiments.tasks import Judgement
 from kdjax import cost, metrics, report
 from kdjax.flags import option
@@ -50,7 +50,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   if len(names) != len(config.models):
     raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
   loaded = load_models(config.models)
-  splits = [stored.split_of(saved.data) for saved in loaded.values()]
+  splits = [prepared.split_of(saved.data) for saved in loaded.values()]
   if any(split != splits[0] for split in splits):
     raise ValueError("--models were trained on different data or splits; judge them apart")
 

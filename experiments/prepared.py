@@ -11,21 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments import texts
 from experiments.config import DataConfig
+from kdjax import flags
 from kdjax.data import interactions, mapped
 from kdjax.data.errors import DataError
 from kdjax.train import processes
 
 _PARTS = ("train", "valid", "test")
-# Flags that decide the rows, or nothing, but not the log.
-_NOT_OF_THE_LOG = (
-  "prepared_dir",
-  "max_length",
-  "all_windows",
-  "objective",
-  "tokenizer",
-  "vocab_size",
-)
 
 
 def dataset(config: DataConfig, make: Callable[[], interactions.Dataset]) -> interactions.Dataset:
@@ -73,6 +66,17 @@ def rows(
   return dict(_once(config, f"{name}-{digest}", options, content).arrays)
 
 
+def split_of(data: DataConfig) -> dict[str, Any]:
+  """What decides which cases are in which part: of data made from others, that of those."""
+  made_from = pathlib.Path(data.dataset) / texts.MADE_FROM
+  if made_from.exists():
+    data = flags.load(DataConfig, made_from)
+  values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
+  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size", "prepared_dir")
+  searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")
+  return {n: v for n, v in values.items() if n not in (*kept, *searched)}
+
+
 def _once(
   config: DataConfig, name: str, options: Mapping[str, Any], make: Callable[[], mapped.Mapped]
 ) -> mapped.Mapped:
@@ -110,13 +114,12 @@ def _as_mapped(found: interactions.Dataset) -> mapped.Mapped:
 
 def _log(config: DataConfig) -> dict[str, Any]:
   """What decides the prepared log: flags, and size and time of the files."""
-  values = {n: v for n, v in dataclasses.asdict(config).items() if n not in _NOT_OF_THE_LOG}
+  values = {**split_of(config), "items_path": config.items_path}
   path = pathlib.Path(config.dataset)
   if config.dataset == "synthetic" or not path.exists():
     return values
   files = [path, *([pathlib.Path(config.items_path)] if config.items_path else [])]
   if path.is_dir():
-    files += sorted(file for file in path.iterdir() if file.is_file())
+    files += sorted(path.iterdir())
   stats = [(file.name, file.stat()) for file in files if file.is_file()]
-  said = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-  return {**values, "dataset": os.path.realpath(path), "files": said}
+  return {**values, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]}

@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
-from experiments import families, pretrained, problems, retrieval, texts
+from experiments import families, prepared, pretrained, problems, retrieval, texts
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, Task
 from kdjax import flags, models, store
@@ -163,7 +162,7 @@ def check_split(model: SavedModel, data: DataConfig, *, flag: str) -> None:
   Raises:
     ValueError: naming `flag`, and the flags that differ.
   """
-  if changed := _changes(split_of(model.data), split_of(data)):
+  if changed := _changes(prepared.split_of(model.data), prepared.split_of(data)):
     raise ValueError(f"{flag}={model.folder} was trained on another split: {changed}")
 
 
@@ -177,21 +176,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
 def other_split(before: DataConfig, now: DataConfig) -> str:
   """Which flags split the same data in another way; "" for none, and for other data."""
   first, second = (
-    {n: v for n, v in split_of(data).items() if n not in ("objective", "label_column")}
+    {n: v for n, v in prepared.split_of(data).items() if n not in ("objective", "label_column")}
     for data in (before, now)
   )
   return _changes(first, second) if first["dataset"] == second["dataset"] else ""
-
-
-def split_of(data: DataConfig) -> dict[str, Any]:
-  """What decides which cases are in which part: of data made from others, that of those."""
-  made_from = pathlib.Path(data.dataset) / texts.MADE_FROM
-  if made_from.exists():
-    data = flags.load(DataConfig, made_from)
-  values = dataclasses.asdict(data) | {"dataset": os.path.realpath(data.dataset)}
-  kept = ("max_length", "all_windows", "items_path", "tokenizer", "vocab_size", "prepared_dir")
-  searched = ("query_length", "mining", "mined_negatives", "pseudo_queries", "rerank")
-  return {n: v for n, v in values.items() if n not in (*kept, *searched)}
 
 
 def _plain(value: Any) -> Any:

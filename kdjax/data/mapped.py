@@ -1,6 +1,7 @@
 """Arrays and tables in a folder, memory-mapped: whole or not at all, read where they are used.
 
-Of tables, columns of numbers without gaps are mapped; other columns are read whole.
+Of tables, columns of numbers without gaps are mapped; other columns are read whole. Files that are
+cut short or not of their index are named; their bytes are not summed up, for that would read them.
 """
 
 import json
@@ -24,8 +25,8 @@ class Mapped(NamedTuple):
   """What a folder holds.
 
   Attributes:
-    arrays: by name.
-    tables: by name.
+    arrays: by name, of numbers of any shape and dtype.
+    tables: by name, of any columns.
     about: JSON-ready, whatever else belongs to them.
   """
 

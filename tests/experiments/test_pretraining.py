@@ -17,6 +17,7 @@ from experiments import (
   distill,
   families,
   masked_language,
+  prepared,
   problems,
   prune,
   starts,
@@ -405,7 +406,7 @@ def test_copies_say_their_texts_in_other_words(pretrained, tmp_path):
   other = texts.load(data)
   assert other.parts["test"].texts == dataset.parts["test"].texts
   assert other.parts["valid"].texts == dataset.parts["valid"].texts
-  assert stored.split_of(data) == stored.split_of(tiny.TEXTS)
+  assert prepared.split_of(data) == prepared.split_of(tiny.TEXTS)
   (tmp_path / "static").mkdir()
   stored.save_model(tmp_path / "static", "static", {}, {"x": jnp.zeros([2])}, tiny.TEXTS)
   for message, options in (
