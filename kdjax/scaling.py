@@ -174,9 +174,9 @@ def _logits(job: Job, split: Split, host: bool) -> float:
   if not host:
     return 2 * models * min(tokens * items, _DEVICE_BLOCK)
   kept = min(128, tokens // 8, _KEPT // items) // 8 * 8
-  if items > 16384 and kept >= 64:
-    tables = (job.student, job.teacher) if job.teacher else (job.student,)
-    wide = sum(table.dim >= _KEPT_WIDTH for table in tables)
+  tables = (job.student, job.teacher) if job.teacher else (job.student,)
+  wide = sum(table.dim >= _KEPT_WIDTH for table in tables)
+  if wide and items > 16384 and kept >= 64:
     return max(wide * kept * items, 3 * models * _BLOCK // 2)
   return 3 * models * min(tokens * items, _BLOCK)
 

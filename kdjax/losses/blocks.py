@@ -21,7 +21,8 @@ from kdjax.types import Array, FactoredLogits
 
 _BLOCK = 2**20  # Logits in a block, 4 MB: measured best on CPUs with 2 MB of L2 a core.
 _WHOLE = 16384  # Up to so many items, a block holds the whole catalogue.
-_TOKENS = 1024  # Tokens in a block otherwise.
+_TOKENS, _DEVICE_TOKENS = 256, 1024  # Tokens in a block otherwise, on a CPU and elsewhere.
+_ALIGNED = 64  # Rows of a block of a table: products of odd widths are slower by a fifth.
 # Of larger catalogues, so many tokens have the exponentials of all items kept: as many as products
 # want that read a table once. Less than an eighth of all tokens, and at most so many numbers.
 _KEPT_TOKENS = 128
@@ -86,16 +87,23 @@ class Gradients(NamedTuple):
 
 
 def choose_blocks(
-  num_tokens: int, num_items: int, block: int | None, axis: str | None = None
+  num_tokens: int,
+  num_items: int,
+  block: int | None,
+  axis: str | None = None,
+  dear: bool = False,
 ) -> Blocks:
   """Block sizes from the shapes, those of one device; `block` fixes how many items.
 
-  Accelerators have no cache to stay in, and want products that fill them.
+  `dear` says that exponentials are worth keeping where there is room. Accelerators have no cache to
+  stay in, and want products that fill them.
   """
   host = jax.default_backend() == "cpu"
-  most, whole = (_BLOCK, _WHOLE) if host else (_DEVICE_BLOCK, _DEVICE_BLOCK // 256)
+  most, whole, few = _DEVICE_BLOCK, _DEVICE_BLOCK // 256, _DEVICE_TOKENS
+  if host:
+    most, whole, few = _BLOCK, _WHOLE, _TOKENS
   kept = min(_KEPT_TOKENS, num_tokens // 8, _KEPT // max(num_items, 1)) // 8 * 8
-  keep = host and num_items > whole and kept >= _KEPT_TOKENS // 2
+  keep = dear and host and num_items > whole and kept >= _KEPT_TOKENS // 2
   if block is not None:
     items = min(block, num_items)
   elif num_items <= whole:
@@ -103,8 +111,10 @@ def choose_blocks(
   elif keep:
     items = _KEPT_BLOCK // kept
   else:
-    items = min(num_items, max(1, most // min(max(num_tokens, 1), _TOKENS)))
+    items = min(num_items, max(1, most // min(max(num_tokens, 1), few)))
   items = -(-num_items // -(-num_items // items))  # Even blocks, so that the last one is not small.
+  if block is None and items < num_items:
+    items = min(num_items, -(-items // _ALIGNED) * _ALIGNED)
   tokens = kept if keep else max(64, most // items)
   steps = max(1, -(-num_tokens // tokens))
   return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis, keep=keep)
@@ -219,12 +229,16 @@ def no_stats(zeros: Array) -> Stats:
   return zeros[:, None] + FLOOR, zeros[:, None]
 
 
-def add_stats(stats: Stats, logits: Array) -> Stats:
-  """Online log-sum-exp: the running maximum, and the sum relative to it."""
+def add_stats(stats: Stats, logits: Array, fresh: Array | bool = True) -> Stats:
+  """Online log-sum-exp: the running maximum, and the sum relative to it.
+
+  Logits that are not fresh are in the maximum already, and add nothing to the sum.
+  """
   top, total = stats
   new_top = jnp.maximum(top, jnp.max(logits, axis=-1, keepdims=True))
   total = total * jnp.exp(top - new_top)
-  return new_top, total + jnp.sum(exp(logits - new_top), axis=-1, keepdims=True)
+  powers = jnp.where(fresh, exp(logits - new_top), 0.0)
+  return new_top, total + jnp.sum(powers, axis=-1, keepdims=True)
 
 
 def log_normalizer(stats: Stats) -> Array:

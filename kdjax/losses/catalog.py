@@ -71,6 +71,7 @@ def catalog_cross_entropy_loss(
     "where": where,
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
+    "kept": (student,),
   }
   run = _filtering(filter_eps)
   return sweep_loss(run, student, (Target(labels), Mix()), wrong=wrong, **options)[0]
@@ -136,6 +137,7 @@ def catalog_kl_loss(
     "where": where,
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
+    "kept": (student, teacher),
   }
   run = _filtering(filter_eps)
   return sweep_loss(run, student, (target, mix), temperature=temperature, **options)[0]
@@ -219,6 +221,7 @@ def catalog_distillation_loss(
     "reduce_fn": reduce_fn,
     "axis_name": axis_name,
     "wrong": wrong,
+    "kept": (student, teacher),
   }
   run = _filtering(filter_eps)
   loss, each = sweep_loss(run, student, (target, mix), temperature=temperature, **options)

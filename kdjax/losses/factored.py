@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.losses.blocks import choose_blocks
+from kdjax.losses.blocks import choose_blocks, worth_keeping
 from kdjax.losses.common import FLOOR, check_temperature, constant
 from kdjax.losses.every_device import on_every_device
 from kdjax.losses.fused import each_loss, weighted_loss
@@ -29,6 +29,7 @@ def sweep_loss(
   reduce_fn: ReduceFn,
   axis_name: str | None = None,
   wrong: Array | None = None,
+  kept: Sequence[FactoredLogits] = (),
 ) -> tuple[Any, Any]:
   """Runs the sweep that suits the reduction.
 
@@ -42,6 +43,7 @@ def sweep_loss(
     reduce_fn: see `kdjax.reduce.reduce_loss`.
     axis_name: the mesh axis over which the rows of the tables are split, or None.
     wrong: bool `[...]`, tokens whose loss must be NaN; none by default.
+    kept: models whose exponentials the sweep keeps where that is cheaper; others it asks twice.
 
   Returns:
     The reduced loss, and the tree of its parts reduced alike.
@@ -65,7 +67,8 @@ def sweep_loss(
       # Cast outside of the sweep, so that JAX sums the gradients of what several devices share.
       query = vary_as(flat.query, flat, given, but=axis)
       flat = FactoredLogits(query, *vary_as(flat[1:], flat, given))
-      blocks = choose_blocks(flat.query.shape[0], flat.num_items, block, axis)
+      dear = any(map(worth_keeping, kept))
+      blocks = choose_blocks(flat.query.shape[0], flat.num_items, block, axis, dear)
       return take(functools.partial(sweep, blocks), flat, given)
 
     if isinstance(flat.table, MeshTable):

@@ -27,7 +27,6 @@ from kdjax.losses.blocks import (
   whole_stats,
   without,
 )
-from kdjax.losses.common import FLOOR
 from kdjax.losses.exponentials import exp
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
@@ -98,14 +97,14 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
 
   def read(start, fresh):
     """Logits of a block as the normaliser sees them, and of the items that stand there."""
-    logits = jnp.where(fresh, block_logits(student, start, size), FLOOR)
+    logits = block_logits(student, start, size)
     found = logits.at[rows, places(start, fresh)].get(mode="fill", fill_value=0.0)
     return without(logits, given.items if outer.others else None, start), found
 
   def find(carry, start, fresh):
     stats, found = carry
     logits, new = read(start, fresh)
-    return add_stats(stats, logits), found + new
+    return add_stats(stats, logits, fresh), found + new
 
   powers = None
   if size == num_items:
@@ -133,8 +132,9 @@ def _tokens(student: FactoredLogits, outer: Outer, given: Given, weight, known, 
 
   def add(carry: tuple[Array, Sums], start, fresh, powers=None):
     if powers is None:
-      powers = jnp.where(fresh, exp(read(start, fresh)[0] - top), 0.0)
-    residual = (powers * share).at[rows, places(start, fresh)].add(d_found, mode="drop")
+      powers = jnp.where(fresh, exp(block_logits(student, start, size) - top), 0.0)
+    residual = (powers * share).at[rows, places(start, fresh)]
+    residual = (residual.set if outer.others else residual.add)(d_found, mode="drop")
     return add_gradients(*carry, student, start, residual)
 
   carry: tuple[Array, Sums] = (vary_as(jnp.zeros(student.query.shape), zeros), sums)

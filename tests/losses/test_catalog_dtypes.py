@@ -94,13 +94,16 @@ def test_student_and_teacher_of_different_dtypes(name):
 
 @pytest.mark.parametrize("num_items", [1, 500, 16_384, 100_000, 128_256, 10**6, 10**8])
 @pytest.mark.parametrize("num_tokens", [1, 100, 1024, 65_536])
+@pytest.mark.parametrize("dear", [True, False])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_blocks_are_chosen_from_the_shapes(num_tokens, num_items, backend, monkeypatch):
+def test_blocks_are_chosen_from_the_shapes(num_tokens, num_items, dear, backend, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  chosen = blocks.choose_blocks(num_tokens, num_items, None)
+  chosen = blocks.choose_blocks(num_tokens, num_items, None, None, dear)
   most = blocks._BLOCK if backend == "cpu" else blocks._DEVICE_BLOCK
   assert chosen.tokens % 8 == 0
   assert 1 <= chosen.items <= num_items
+  assert chosen.items == num_items or chosen.items % 64 == 0
+  assert dear or not chosen.keep
   assert chosen.items * min(chosen.tokens, num_tokens) <= 1.1 * max(most, 64 * chosen.items)
   if chosen.keep:
     # What is kept is less than a seventh of the matrix, and of bounded size.
