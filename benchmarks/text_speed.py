@@ -22,7 +22,8 @@ from absl import app, flags
 
 from benchmarks.catalog_loss import made_with
 from kdjax import serve
-from kdjax.data.text import encode, load_texts, load_tokenizer
+from kdjax.data.text import load_texts
+from kdjax.data.tokens import encode, load_tokenizer
 from kdjax.models import generate, hub, make_bert, make_cached, make_decoder
 
 FLAGS = flags.FLAGS

@@ -32,7 +32,8 @@ from experiments import (
 )
 from experiments.config import DataConfig, LoadConfig
 from kdjax import flags, serve
-from kdjax.data.text import Texts, encode, load_tokenizer, mask_id, ordinary_ids
+from kdjax.data.text import Texts
+from kdjax.data.tokens import encode, load_tokenizer, mask_id, ordinary_ids
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
 from kdjax.types import Apply, Array, Batch, Outputs, Params

@@ -23,7 +23,7 @@ from experiments import cli, families, problems, retrieval_rows, runs, stored, t
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import TEXT_FAMILIES, Task
 from kdjax import models, serve
-from kdjax.data.text import ordinary_ids, text_frame
+from kdjax.data.tokens import ordinary_ids, text_frame
 from kdjax.flags import group, option
 from kdjax.models import hub
 from kdjax.train import teacher_queries
@@ -147,7 +147,7 @@ def embed_tokens(teacher: Teacher, words: Any, ids: np.ndarray, config: Config) 
 def token_rows(
   ids: np.ndarray, before: tuple[int, ...], after: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-  """Texts of one token each, as `kdjax.data.text.encode` gives them without types.
+  """Texts of one token each, as `kdjax.data.tokens.encode` gives them without types.
 
   Example:
     >>> token_rows(np.array([5, 6]), (1,), (2,))["tokens"].tolist()

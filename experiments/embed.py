@@ -20,7 +20,8 @@ from experiments import cli, families, files, meshes, pretrained, problems, runs
 from experiments.config import DataConfig, LoadConfig
 from kdjax import serve
 from kdjax.data.errors import DataError
-from kdjax.data.text import TEXT_COLUMNS, encode, load_tokenizer
+from kdjax.data.text import TEXT_COLUMNS
+from kdjax.data.tokens import encode, load_tokenizer
 from kdjax.flags import group, option
 
 EMBEDDINGS_FILE = "embeddings.npz"

@@ -17,7 +17,7 @@ import numpy as np
 from experiments import cli, families, files, problems, stored, texts
 from experiments.tasks import SEARCH_FAMILIES, TEXT_FAMILIES
 from kdjax import quant
-from kdjax.data.text import SPECIAL, load_tokenizer, text_frame
+from kdjax.data.tokens import SPECIAL, load_tokenizer, text_frame
 from kdjax.flags import option
 from kdjax.models import hub
 from kdjax.models.linen import Sizes

@@ -23,7 +23,7 @@ from experiments import cli, families, files, problems, retrieval, stored, texts
 from kdjax import quant, serve, store
 from kdjax.data.errors import DataError
 from kdjax.data.search_texts import NamedTexts, load_documents, load_queries
-from kdjax.data.text import encode, load_tokenizer
+from kdjax.data.tokens import encode, load_tokenizer
 from kdjax.flags import option
 from kdjax.metrics import catalog
 

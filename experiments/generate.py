@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from experiments import cli, families, files, meshes, pretrained, runs, stored, texts
 from experiments.config import DataConfig, LoadConfig
 from kdjax.data.ends import find_ends, save_ends
-from kdjax.data.text import encode, load_tokenizer, text_frame
+from kdjax.data.tokens import encode, load_tokenizer, text_frame
 from kdjax.flags import group, option
 from kdjax.models import append, generate
 from kdjax.train.on_policy import beginnings

@@ -18,7 +18,8 @@ from kdjax import losses
 from kdjax.data import batches
 from kdjax.data.ends import find_ends
 from kdjax.data.retokenized import pack_beside
-from kdjax.data.text import TextDataset, encode, text_frame
+from kdjax.data.text import TextDataset
+from kdjax.data.tokens import encode, text_frame
 from kdjax.losses.catalog import catalog_cross_entropy_loss
 from kdjax.models.decoder import Cached
 from kdjax.train.objective import Term

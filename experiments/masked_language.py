@@ -14,7 +14,8 @@ from experiments.negatives import popularity
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.errors import DataError
-from kdjax.data.text import TextDataset, encode, mask_id, ordinary_ids
+from kdjax.data.text import TextDataset
+from kdjax.data.tokens import encode, mask_id, ordinary_ids
 from kdjax.train.objective import Term
 from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Outputs, Params
 

@@ -13,7 +13,7 @@ from experiments import meshes
 from experiments.config import CheckpointDtype, Family
 from experiments.tasks import LANGUAGE_FAMILIES, SEARCH_FAMILIES, TEXT_FAMILIES
 from kdjax import models
-from kdjax.data.text import load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.models import hub
 from kdjax.models.linen import Sizes
 from kdjax.train import placement

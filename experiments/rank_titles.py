@@ -25,7 +25,7 @@ from experiments.embed import item_texts
 from kdjax import serve
 from kdjax.data.errors import DataError
 from kdjax.data.interactions import Dataset
-from kdjax.data.text import load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.flags import group, option
 from kdjax.metrics import catalog
 from kdjax.models import hub

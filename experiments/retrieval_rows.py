@@ -10,7 +10,7 @@ from experiments.config import DataConfig
 from kdjax.data.bm25 import make_bm25
 from kdjax.data.errors import DataError
 from kdjax.data.retrieval import SearchDataset, load_search, make_search
-from kdjax.data.text import encode, load_tokenizer, train_tokenizer
+from kdjax.data.tokens import encode, load_tokenizer, train_tokenizer
 from kdjax.types import PAD
 
 MINED = 50  # Of a query's best by BM25 that do not answer it, from which negatives are drawn.
@@ -132,7 +132,7 @@ def training_rows(config: DataConfig) -> Rows:
 
 
 class Encoded(NamedTuple):
-  """The collection as tokens: rows of `kdjax.data.text.encode` without types.
+  """The collection as tokens: rows of `kdjax.data.tokens.encode` without types.
 
   Attributes:
     documents: `[N, L]` arrays.

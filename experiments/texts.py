@@ -16,8 +16,9 @@ from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.ends import Ends, find_ends, save_ends, stop_tokens
 from kdjax.data.errors import DataError
-from kdjax.data.text import TextDataset, encode, load_texts, load_tokenizer, make_texts
-from kdjax.data.text import train_tokenizer as learn
+from kdjax.data.text import TextDataset, load_texts, make_texts
+from kdjax.data.tokens import encode, load_tokenizer
+from kdjax.data.tokens import train_tokenizer as learn
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
 

@@ -151,8 +151,8 @@ def encode_texts(
   Args:
     apply: of a model with one output a text, such as a BERT with the head `pool` or `labels`.
     params: its parameters.
-    rows: int `[N, L]` arrays as `kdjax.data.text.encode` gives them, each text in the first columns
-      of its row; `segments` tells how long it is.
+    rows: int `[N, L]` arrays as `kdjax.data.tokens.encode` gives them, each text in the first
+      columns of its row; `segments` tells how long it is.
     tokens_per_call: positions of one call; None for 1,024 on a CPU, whose caches then hold what a
       layer makes of them, and 4,096 elsewhere.
 

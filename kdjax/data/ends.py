@@ -5,7 +5,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from kdjax.data.errors import DataError
-from kdjax.data.text import text_frame
+from kdjax.data.tokens import text_frame
 
 FILE = "generation_config.json"  # As Hugging Face's libraries call it.
 _KEY = "eos_token_id"
@@ -15,8 +15,8 @@ class Ends(NamedTuple):
   """How texts of a tokenizer end.
 
   Attributes:
-    behind: tokens that `kdjax.data.text.encode` shall put behind a text, where the tokenizer's own
-      frame puts none.
+    behind: tokens that `kdjax.data.tokens.encode` shall put behind a text, where the tokenizer's
+      own frame puts none.
     stop: tokens of which any ends a text that is written.
   """
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.data.ends import Ends, find_ends, save_ends, stop_tokens
 from kdjax.data.errors import DataError
 
@@ -18,7 +18,7 @@ def bare():
   """A tokenizer that puts nothing around texts, as GPT-2's and Qwen's."""
   import tokenizers.processors
 
-  tokenizer = text.train_tokenizer(["a film", "the plot"], vocab_size=300)
+  tokenizer = tokens.train_tokenizer(["a film", "the plot"], vocab_size=300)
   tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
   return tokenizer
 
@@ -41,7 +41,7 @@ def test_the_folder_says_what_ends_texts(tmp_path):
 
 def test_frames_come_first(tmp_path):
   say(tmp_path, "config.json", eos_token_id=[9, 8])
-  framed = text.train_tokenizer(["a film"], vocab_size=300)
+  framed = tokens.train_tokenizer(["a film"], vocab_size=300)
   own = framed.token_to_id("[SEP]")
   assert find_ends(framed) == Ends((), (own,))
   assert find_ends(framed, tmp_path) == Ends((), (own, 9, 8))
@@ -68,8 +68,8 @@ def test_damage_is_named(tmp_path):
 def test_ends_stand_behind_texts_that_leave_room():
   tokenizer = bare()
   given = ["a film", "a film the plot", "a film the plot a film"]
-  plain = text.encode(tokenizer, given, max_length=4)
-  ended = text.encode(tokenizer, given, max_length=4, behind=(3,))
+  plain = tokens.encode(tokenizer, given, max_length=4)
+  ended = tokens.encode(tokenizer, given, max_length=4, behind=(3,))
   sizes = plain["segments"].sum(axis=1)
   assert (sizes[0], sizes[2]) == (2, 4), "one short, one cut"
   for row in range(3):

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.data.bm25 import make_bm25
 from kdjax.data.errors import DataError
 from kdjax.data.retrieval import load_search, make_search
@@ -202,10 +202,10 @@ def test_bm25_needs_its_library(monkeypatch):
 def test_pairs_are_those_of_the_tokenizer():
   from kdjax.models import pair_rows
 
-  words = text.train_tokenizer(["what is a wing", "the wing of a plane"], vocab_size=300)
+  words = tokens.train_tokenizer(["what is a wing", "the wing of a plane"], vocab_size=300)
   queries, documents = ["what is", "a"], ["the wing of", "plane"]
-  alone = [text.encode(words, found, max_length=30)["tokens"] for found in (queries, documents)]
-  expected = text.encode(words, queries, pairs=documents, max_length=59)
+  alone = [tokens.encode(words, found, max_length=30)["tokens"] for found in (queries, documents)]
+  expected = tokens.encode(words, queries, pairs=documents, max_length=59)
   found = pair_rows(*map(np.asarray, alone))
   for name, values in expected.items():
     kept = expected["segments"] > 0

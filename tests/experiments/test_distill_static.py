@@ -10,7 +10,7 @@ import tiny
 
 from experiments import distill_static, evaluate, quantize, retrieval, stored, train
 from experiments.config import DataConfig, ModelConfig
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.models import distill_table, hub, make_bert, make_static
 
 DATA = DataConfig(
@@ -25,8 +25,8 @@ FIT = dataclasses.replace(tiny.FIT, epochs=1, batch_size=32, steps_per_call=8)
 def encoder(tmp_path_factory):
   """A checkpoint folder, as one of the hub."""
   folder = tmp_path_factory.mktemp("encoder")
-  words = text.train_tokenizer(retrieval.load(DATA).documents, vocab_size=300)
-  params = make_bert(**SIZES).init(jax.random.key(0), text.encode(words, ["a"], max_length=4))
+  words = tokens.train_tokenizer(retrieval.load(DATA).documents, vocab_size=300)
+  params = make_bert(**SIZES).init(jax.random.key(0), tokens.encode(words, ["a"], max_length=4))
   params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params)
   hub.save(folder, hub.Checkpoint("bert", "bert", SIZES, params, {}))
   (folder / "tokenizer.json").write_text(words.to_str())
@@ -44,9 +44,9 @@ def table_of(folder):
 
 def test_the_table_is_what_the_teacher_says_of_each_token(encoder, tmp_path):
   made = distill_static.run(config_of(encoder, smoothing=0.01), tmp_path / "made")
-  words, found = text.load_tokenizer(encoder), hub.load(encoder)
+  words, found = tokens.load_tokenizer(encoder), hub.load(encoder)
   apply, said = jax.jit(make_bert(**found.sizes).apply), []
-  ids = [i for i in range(words.get_vocab_size()) if words.id_to_token(i) not in text.SPECIAL]
+  ids = [i for i in range(words.get_vocab_size()) if words.id_to_token(i) not in tokens.SPECIAL]
   first, last = (words.token_to_id(name) for name in ("[CLS]", "[SEP]"))
   for token in ids:
     row = {"tokens": jnp.array([[first, token, last]]), "positions": jnp.arange(3)[None]}
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_named(encoder, tmp_path):
   train.run(tiny.train_config("mf"), tmp_path / "mf")
   with pytest.raises(ValueError, match="is a mf without an embedding of a text"):
     run(config_of(tmp_path / "mf"), tmp_path / "c")
-  words = text.train_tokenizer(retrieval.load(DATA).documents, vocab_size=310)
+  words = tokens.train_tokenizer(retrieval.load(DATA).documents, vocab_size=310)
   (tmp_path / "tokenizer.json").write_text(words.to_str())
   other = dataclasses.replace(DATA, tokenizer=str(tmp_path / "tokenizer.json"))
   with pytest.raises(ValueError, match="knows 300 tokens, but --tokenizer gives 302"):

@@ -15,7 +15,7 @@ from experiments import distill, embed, problems, prune, quantize, stored, train
 from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
 from experiments.ranking import cold_start
 from kdjax import serve
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.data.errors import DataError
 from kdjax.metrics import ranks
 from kdjax.models import hub, make_bert
@@ -33,9 +33,9 @@ def log(tmp_path_factory):
   titles = [f"{i}\t{'red' if i % 2 else 'blue'} thing number {i}" for i in range(29)]
   (folder / "titles.tsv").write_text("item\ttitle\n" + "\n".join(titles) + "\n29\t\n")
   encoder = folder / "encoder"
-  tokenizer = text.train_tokenizer([line.split("\t")[1] for line in titles], vocab_size=300)
+  tokenizer = tokens.train_tokenizer([line.split("\t")[1] for line in titles], vocab_size=300)
   sizes = {"vocab_size": 300, "max_length": 16, "dim": 8, "num_layers": 1, "num_heads": 2}
-  rows = text.encode(tokenizer, ["a"], max_length=4)
+  rows = tokens.encode(tokenizer, ["a"], max_length=4)
   params = make_bert(**sizes).init(jax.random.key(0), rows)
   hub.save(encoder, hub.Checkpoint("bert", "bert", sizes, params, {}))
   (encoder / "tokenizer.json").write_text(tokenizer.to_str())
@@ -59,8 +59,8 @@ def test_embeddings_are_the_encoders(log, embedded):
   assert sorted(ids, key=int) == [str(i) for i in range(30)]
   assert (rows[ids.index("29")] == 0).all()
   checkpoint = hub.load(log / "encoder")
-  tokenizer = text.load_tokenizer(log / "encoder")
-  batch = text.encode(tokenizer, ["red thing number 7"], max_length=16)
+  tokenizer = tokens.load_tokenizer(log / "encoder")
+  batch = tokens.encode(tokenizer, ["red thing number 7"], max_length=16)
   batch = {name: jnp.asarray(values) for name, values in batch.items()}
   expected = make_bert(**checkpoint.sizes).apply(checkpoint.params, batch).logits[0]
   np.testing.assert_allclose(rows[ids.index("7")], expected, atol=1e-5)

@@ -12,7 +12,7 @@ import tiny
 from experiments import export_checkpoint, families, problems, stored
 from experiments.config import DataConfig, ModelConfig
 from kdjax import quant
-from kdjax.data.text import load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.models import hub, make_bert, make_decoder
 from kdjax.types import FactoredLogits
 

@@ -15,7 +15,7 @@ from experiments.config import DistillConfig
 from experiments.teachers import join_teachers
 from kdjax import losses
 from kdjax.data.errors import DataError
-from kdjax.data.text import load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.train import teacher_tokens
 
 FIT = dataclasses.replace(tiny.FIT, epochs=1, learning_rate=0.01)

@@ -24,7 +24,7 @@ from experiments import (
 )
 from experiments.config import DataConfig, LoadConfig, MeshConfig, ModelConfig
 from kdjax import models, tree
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.models import hub
 from kdjax.train import placement
 
@@ -127,7 +127,7 @@ def test_written_texts(folder, tmp_path):
     )  # fmt: skip
     writer = generate.load_writer(config)
     given = list(texts.load(tiny.TEXTS, labels=False).parts["train"].texts[:16])
-    rows = text.encode(writer.tokenizer, given, max_length=data.max_length)
+    rows = tokens.encode(writer.tokenizer, given, max_length=data.max_length)
     return np.asarray(writer.go_on(rows, jax.random.key(0))[1])
 
   plain = drawn(ONE)

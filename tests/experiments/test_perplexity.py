@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from experiments import families, problems, texts
-from kdjax.data.text import encode
+from kdjax.data.tokens import encode
 
 DATA = dataclasses.replace(tiny.TEXTS, synthetic_users=60)
 

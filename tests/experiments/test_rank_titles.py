@@ -10,8 +10,8 @@ import tiny
 
 from experiments import distill, problems, rank_titles, rankings, train
 from experiments.config import DataConfig, DistillConfig
-from kdjax.data import text
 from kdjax.data.errors import DataError
+from kdjax.data.tokens import encode, load_tokenizer, train_tokenizer
 from kdjax.models import hub, make_decoder
 from kdjax.train.writers import read_jsonl
 
@@ -28,8 +28,8 @@ def made(tmp_path_factory):
   titles = [f"{'red' if i % 2 else 'blue'} thing {i}" for i in range(24)]
   table = "\n".join(f"{i}\t{title}" for i, title in enumerate(titles))
   (folder / "titles.tsv").write_text(f"item\ttitle\n{table}\n")
-  tokenizer = text.train_tokenizer(titles, vocab_size=300)
-  rows = text.encode(tokenizer, ["a"], max_length=4)
+  tokenizer = train_tokenizer(titles, vocab_size=300)
+  rows = encode(tokenizer, ["a"], max_length=4)
   params = make_decoder(**SIZES).init(jax.random.key(0), rows)
   hub.save(folder / "decoder", hub.Checkpoint("llama", "decoder", SIZES, params, {}))
   (folder / "decoder" / "tokenizer.json").write_text(tokenizer.to_str())
@@ -62,7 +62,7 @@ def test_scores_are_likelihoods_of_titles_after_the_history(made):
   split = dataset.split.train
   known = split.items[split.offsets[user] : split.offsets[user + 1] - 1][-2:]
   titles = dataset.items["title"].to_list()
-  tokenizer = text.load_tokenizer(folder / "decoder")
+  tokenizer = load_tokenizer(folder / "decoder")
   tokenizer.no_truncation()
   prompt = config.prompt.format(history="; ".join(titles[item] for item in known))
   first = tokenizer.encode(prompt).ids[:-1]  # Without the end.

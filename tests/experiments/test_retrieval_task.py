@@ -29,7 +29,7 @@ from experiments import (
 from experiments import retrieval_rows as collection
 from experiments.config import DataConfig, DistillConfig, ModelConfig, PruneConfig
 from kdjax import losses
-from kdjax.data import text
+from kdjax.data import tokens
 from kdjax.data.bm25 import make_bm25
 from kdjax.data.errors import DataError
 from kdjax.models import hub, make_bert
@@ -310,9 +310,9 @@ def pair_sizes(model, data):
 
 
 def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
-  words = text.train_tokenizer(retrieval.load(DATA).documents, vocab_size=300)
+  words = tokens.train_tokenizer(retrieval.load(DATA).documents, vocab_size=300)
   sizes = {"vocab_size": 300, "max_length": 48, "dim": 8, "num_layers": 1, "num_heads": 2}
-  params = make_bert(**sizes).init(jax.random.key(0), text.encode(words, ["a"], max_length=4))
+  params = make_bert(**sizes).init(jax.random.key(0), tokens.encode(words, ["a"], max_length=4))
   folder = tmp_path / "encoder"
   hub.save(folder, hub.Checkpoint("bert", "bert", sizes | {"pooling": "first"}, params, {}))
   (folder / "tokenizer.json").write_text(words.to_str())
@@ -333,7 +333,7 @@ def test_from_a_checkpoint_and_a_bi_encoder_with_its_embeddings(tmp_path):
   pair = dataclasses.replace(model, model="cross_encoder")
   # The head of a checkpoint that is a cross-encoder already is kept.
   own = sizes | {"head": "labels", "num_labels": 1}
-  params = make_bert(**own).init(jax.random.key(1), text.encode(words, ["a"], max_length=4))
+  params = make_bert(**own).init(jax.random.key(1), tokens.encode(words, ["a"], max_length=4))
   hub.save(tmp_path / "scorer", hub.Checkpoint("bert", "bert", own, params, {}))
   scorer = dataclasses.replace(pair, checkpoint=str(tmp_path / "scorer"))
   assert pair_sizes(scorer, data)["head_activation"] == "tanh"

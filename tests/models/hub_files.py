@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from kdjax.data.text import encode, load_tokenizer
+from kdjax.data.tokens import encode, load_tokenizer
 from kdjax.models import generate, hub, make_bert, make_cached, make_decoder
 from kdjax.types import FactoredLogits
 
