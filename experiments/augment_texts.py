@@ -25,6 +25,7 @@ from experiments import (
   files,
   masked_language,
   meshes,
+  prepared,
   pretrained,
   runs,
   stored,
@@ -33,7 +34,7 @@ from experiments import (
 from experiments.config import DataConfig, LoadConfig
 from kdjax import flags, serve
 from kdjax.data.text import Texts
-from kdjax.data.tokens import encode, load_tokenizer, mask_id, ordinary_ids
+from kdjax.data.tokens import load_tokenizer, mask_id, ordinary_ids
 from kdjax.flags import group, option
 from kdjax.models.linen import Sizes
 from kdjax.types import Apply, Array, Batch, Outputs, Params
@@ -103,7 +104,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   writer = load_writer(config)
   dataset = texts.load(config.data)
   train = dataset.parts["train"]
-  copies = _copies(writer, train.texts, config, folder)
+  copies = _copies(writer, tuple(train.texts), config, folder)
   found, labels = list(train.texts), list(train.labels)
   for text, label, rewritten in zip(train.texts, train.labels, copies, strict=True):
     # A copy that came out as its text would only count that twice.
@@ -116,7 +117,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     files.write_table(
       folder / f"{name}.parquet", pl.DataFrame({"text": part.texts, "label": classes})
     )
-  flags.save(config.data, folder / texts.MADE_FROM)
+  flags.save(config.data, folder / prepared.MADE_FROM)
   result = {"job": "augment_texts", "texts": len(train.texts), "written": len(found)}
   print(f"{len(train.texts):,} training texts became {len(found):,}: --dataset={folder}")
   runs.write_result(folder, result)
@@ -226,7 +227,7 @@ def rewrite(
     X. Jiao et al., TinyBERT, Findings of EMNLP 2020, arXiv:1909.10351, algorithm 1; they draw with
     equal chances, and words of several tokens from the neighbours of their word vectors.
   """
-  rows = texts.without_types(encode(writer.tokenizer, given, max_length=writer.length))
+  rows = texts.encode_alone(writer.tokenizer, given, max_length=writer.length)
   encodings = writer.tokenizer.encode_batch(list(given))
   words = [
     _words(encoding, text, writer.kinds) for encoding, text in zip(encodings, given, strict=True)

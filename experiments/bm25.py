@@ -31,7 +31,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     return done
   dataset = retrieval.load(config.data)
   print(retrieval.describe(dataset), flush=True)
-  asked = [dataset.queries[query] for query in retrieval.judged_queries(config.data, "test")]
+  asked = [
+    dataset.queries[query] for query in retrieval.judged_queries(config.data, "test").tolist()
+  ]
   scores, ids = bm25_lists(config.data, asked, min(LISTED, len(dataset.documents)))
   judgement = retrieval.judge_lists(config.data, "test", scores, ids)
   result: dict[str, Any] = {

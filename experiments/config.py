@@ -47,8 +47,9 @@ class DataConfig:
   items_path: str = option("", "A file of item attributes, where it is not beside the log.")
   prepared_dir: str = option(
     "",
-    "Logs: a folder where the prepared log and the rows made of it are kept and memory-mapped from: "
-    "made by the first run (by the first of several processes), read piece by piece by all after.",
+    "Logs and texts: a folder where they are kept, prepared, with the rows made of them, and "
+    "memory-mapped from: made by the first run (by the first of several processes), read piece by "
+    "piece by all after.",
   )
   min_rating: float | None = option(None, "Drop events rated below this.")
   label_threshold: float | None = option(

@@ -21,7 +21,7 @@ from experiments.config import DataConfig, LoadConfig
 from kdjax import serve
 from kdjax.data.errors import DataError
 from kdjax.data.text import TEXT_COLUMNS
-from kdjax.data.tokens import encode, load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.flags import group, option
 
 EMBEDDINGS_FILE = "embeddings.npz"
@@ -108,7 +108,7 @@ def load_encoder(config: Config) -> Callable[[list[str]], np.ndarray]:
   apply, params = meshes.placed(model.apply, checkpoint.params, mesh)
 
   def encode_part(part: list[str]) -> np.ndarray:
-    rows = texts.without_types(encode(tokenizer, part, max_length=config.max_tokens))
+    rows = texts.encode_alone(tokenizer, part, max_length=config.max_tokens)
     return serve.encode_texts(apply, params, rows, tokens_per_call=config.tokens_per_call)
 
   return encode_part

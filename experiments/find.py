@@ -23,7 +23,7 @@ from experiments import cli, families, files, problems, retrieval, stored, texts
 from kdjax import quant, serve, store
 from kdjax.data.errors import DataError
 from kdjax.data.search_texts import NamedTexts, load_documents, load_queries
-from kdjax.data.tokens import encode, load_tokenizer
+from kdjax.data.tokens import load_tokenizer
 from kdjax.flags import option
 from kdjax.metrics import catalog
 
@@ -150,7 +150,7 @@ def _embed(
   saved: stored.SavedModel, found: tuple[str, ...], length: int, *, queries: bool
 ) -> np.ndarray:
   apply: Any = families.make_model(saved.family, saved.sizes).apply
-  rows = texts.without_types(encode(_tokenizer(saved), found, max_length=length))
+  rows = texts.encode_alone(_tokenizer(saved), found, max_length=length)
   params = jax.tree.map(jnp.asarray, saved.params)
   return serve.encode_texts(retrieval.queries_of(apply) if queries else apply, params, rows)
 
@@ -165,7 +165,7 @@ def _documents(config: Config, saved: stored.SavedModel) -> NamedTexts:
   if config.documents:
     return _some(load_documents(config.documents), f"--documents={config.documents}")
   dataset = retrieval.load(saved.data)
-  return NamedTexts(dataset.document_ids, dataset.documents, dataset.titles)
+  return NamedTexts(*map(tuple, (dataset.document_ids, dataset.documents, dataset.titles)))
 
 
 def _some(found: NamedTexts, flag: str) -> NamedTexts:

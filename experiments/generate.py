@@ -86,7 +86,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   print(texts.describe(dataset), flush=True)
   (folder / texts.TOKENIZER_FILE).write_text(writer.tokenizer.to_str(), encoding="utf-8")
   save_ends(folder, writer.stop)
-  given = dataset.parts["train"].texts
+  given = list(dataset.parts["train"].texts)
   order = np.random.default_rng(config.seed).permutation(len(given))
   order = np.resize(order, config.count or len(given))
   starts = range(0, len(order), config.texts_per_call)

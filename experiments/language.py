@@ -3,13 +3,13 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loss_terms, ranking, sequences, texts
+from experiments import loss_terms, prepared, ranking, sequences, texts
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.negatives import popularity
@@ -35,12 +35,9 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   """
   words, length = texts.tokenizer(config), config.max_length
   ends_of_text = texts.ends(config, words)
-  rows = {
-    name: encode(words, part.texts, max_length=length, behind=ends_of_text.behind)
-    for name, part in dataset.parts.items()
-  }
-  arrays, ends = pack(rows["train"], seed=config.data_seed, labels=True)
-  shares = popularity(arrays["tokens"][arrays["segments"] > 0], words.get_vocab_size())
+  encoded = texts.encoded(config, dataset, words, behind=ends_of_text.behind)
+  rows = encoded.parts
+  arrays, ends, shares = pack(config, encoded, words.get_vocab_size(), labels=True)
   before = text_frame(words)[0]
 
   def labelled(part: str) -> dict[str, np.ndarray]:
@@ -82,7 +79,7 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
     if other is None:
       return None
     behind = find_ends(other, folder).behind
-    train = dataset.parts["train"].texts
+    train = list(dataset.parts["train"].texts)
     found = _joined(encode(other, train, max_length=max_length, behind=behind))
     return pack_beside(*found, arrays, ends, shift=len(text_frame(other)[0]) - len(before))
 
@@ -147,16 +144,34 @@ def _last(logits: FactoredLogits) -> Array:
   return logits._replace(query=logits.query[:, -1]).dense()
 
 
-def pack(
-  rows: Mapping[str, np.ndarray], *, seed: int, labels: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """The real tokens of rows, several texts a row, and where each ends, as `batches.pack_rows`.
+class Packed(NamedTuple):
+  """Texts to train on, several a row.
 
-  With `labels` each position has the next token, else none.
+  Attributes:
+    arrays: `tokens` and more, `[N, L]`, as `batches.pack_rows` gives them.
+    ends: where each text ends, as there.
+    log_q: float32 `[V]`, the logarithm of each token's share of all.
   """
-  length = rows["tokens"].shape[1]
-  packed, ends = batches.pack_rows(*_joined(rows), length=length, labels=labels, seed=seed)
-  return {"tokens" if name == "items" else name: x for name, x in packed.items()}, ends
+
+  arrays: dict[str, np.ndarray]
+  ends: np.ndarray
+  log_q: np.ndarray
+
+
+def pack(config: DataConfig, encoded: texts.Encoded, vocab_size: int, *, labels: bool) -> Packed:
+  """The training texts; with `labels` each position has the next token, else none."""
+  options: dict[str, Any] = {"labels": labels, "seed": config.data_seed}
+
+  def make() -> dict[str, np.ndarray]:
+    rows = _joined(encoded.parts["train"])
+    packed, ends = batches.pack_rows(*rows, length=config.max_length, **options)
+    tokens = packed.pop("items")
+    log_q = popularity(tokens[packed["segments"] > 0], vocab_size)
+    return {**packed, "tokens": tokens, "ends": ends, "log_q": log_q}
+
+  found = prepared.rows(config, "packed_texts", encoded.options | options, make)
+  ends, log_q = found.pop("ends"), found.pop("log_q")
+  return Packed(found, ends, log_q)
 
 
 def chosen_logits(logits: FactoredLogits, batch: Batch) -> FactoredLogits:

@@ -10,12 +10,11 @@ from experiments import loss_terms, sequences, texts
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.language import chosen_logits, judge_tokens, pack
-from experiments.negatives import popularity
 from experiments.tasks import Judgement, Task, label_loss_of
 from kdjax import losses
 from kdjax.data.errors import DataError
 from kdjax.data.text import TextDataset
-from kdjax.data.tokens import encode, mask_id, ordinary_ids
+from kdjax.data.tokens import mask_id, ordinary_ids
 from kdjax.train.objective import Term
 from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Outputs, Params
 
@@ -34,14 +33,10 @@ def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   words, length = texts.tokenizer(config), config.max_length
   ordinary, hidden = ordinary_ids(words), mask_id(words)
   size = len(ordinary)
-  rows = {
-    name: texts.without_types(encode(words, part.texts, max_length=length))
-    for name, part in dataset.parts.items()
-  }
-  packed, ends = pack(rows["train"], seed=config.data_seed, labels=False)
+  encoded = texts.encoded(config, dataset, words)
+  rows = encoded.parts
+  packed, ends, shares = pack(config, encoded, size, labels=False)
   arrays = {name: values for name, values in packed.items() if name != "labels"}
-  told = arrays["tokens"][arrays["tokens"] >= 0]
-  shares = popularity(told, size)
 
   def fixed(part: str) -> dict[str, np.ndarray]:
     """The texts of a part with some tokens hidden."""

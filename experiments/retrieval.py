@@ -268,7 +268,7 @@ def judge(config: DataConfig, family: str, apply: Any, params: Params, part: str
   judged = dataset.parts[part].relevant()
   queries, counts = np.unique(judged.queries, return_counts=True)
   if family == CROSS:
-    asked = [dataset.queries[query] for query in queries]
+    asked = [dataset.queries[query] for query in queries.tolist()]
     count = min(config.rerank, len(dataset.documents))
     _, ids = collection.bm25_lists(config, asked, count)
     found = judge_lists(config, part, score_pairs(config, apply, params, queries, ids), ids)

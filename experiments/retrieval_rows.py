@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import prepared
 from experiments.config import DataConfig
+from experiments.texts import encode_alone, fingerprint
 from kdjax.data.bm25 import make_bm25
 from kdjax.data.errors import DataError
 from kdjax.data.retrieval import SearchDataset, load_search, make_search
-from kdjax.data.tokens import encode, load_tokenizer, train_tokenizer
+from kdjax.data.tokens import load_tokenizer, train_tokenizer
 from kdjax.types import PAD
 
 MINED = 50  # Of a query's best by BM25 that do not answer it, from which negatives are drawn.
@@ -24,6 +26,10 @@ def load(config: DataConfig) -> SearchDataset:
   Raises:
     DataError: naming the file and the mend.
   """
+  return prepared.collection(config, lambda: _read(config))
+
+
+def _read(config: DataConfig) -> SearchDataset:
   if config.dataset == "synthetic":
     return make_search(
       config.synthetic_items, num_queries=config.synthetic_users, seed=config.data_seed
@@ -41,9 +47,13 @@ def tokenizer(config: DataConfig) -> Any:
   """That of --tokenizer, or one learned from the documents and the training queries."""
   if config.tokenizer:
     return load_tokenizer(config.tokenizer)
-  dataset = load(config)
-  asked = [dataset.queries[query] for query in np.unique(dataset.parts["train"].queries)]
-  return train_tokenizer([*dataset.documents, *asked], vocab_size=config.vocab_size)
+
+  def learned() -> Any:
+    dataset = load(config)
+    asked = [dataset.queries[query] for query in np.unique(dataset.parts["train"].queries).tolist()]
+    return train_tokenizer([*dataset.documents, *asked], vocab_size=config.vocab_size)
+
+  return prepared.tokenizer(config, learned)
 
 
 def describe(dataset: SearchDataset) -> str:
@@ -77,16 +87,26 @@ class Rows(NamedTuple):
   """What is learned from.
 
   Attributes:
-    texts: of the queries that the rows name: those of the collection, and then pseudo queries.
-    queries: int32 `[R]`, the query of each row.
+    queries: int32 `[R]`, the query of each row, of `asked`.
     candidates: int32 `[R, 1 + K]`, a document that answers it, and K that do not.
     relevant: int32 `[R, M]`, all documents known to answer it, PAD after.
   """
 
-  texts: tuple[str, ...]
   queries: np.ndarray
   candidates: np.ndarray
   relevant: np.ndarray
+
+
+def asked(config: DataConfig) -> list[str]:
+  """The texts of all queries: those of the collection, and then pseudo queries."""
+  dataset = load(config)
+  return [*dataset.queries, *(dataset.titles[document] for document in _titled(config))]
+
+
+def _titled(config: DataConfig) -> list[int]:
+  """The documents whose titles are asked for."""
+  titles = load(config).titles if config.pseudo_queries else ()
+  return [document for document, title in enumerate(titles) if title]
 
 
 @functools.lru_cache(maxsize=2)
@@ -96,21 +116,26 @@ def training_rows(config: DataConfig) -> Rows:
   Raises:
     DataError: if a query has too few documents that do not answer it.
   """
+  options = {
+    name: getattr(config, name) for name in ("pseudo_queries", "mined_negatives", "mining")
+  }
+  return Rows(**prepared.rows(config, "pairs", options, lambda: _draw(config)._asdict()))
+
+
+def _draw(config: DataConfig) -> Rows:
   dataset, rng = load(config), np.random.default_rng(config.data_seed)
   judged = dataset.parts["train"].relevant()
   answers: dict[int, list[int]] = {}
   for query, document in zip(judged.queries.tolist(), judged.documents.tolist(), strict=True):
     answers.setdefault(query, []).append(document)
-  asked = list(dataset.queries)
-  if config.pseudo_queries:
-    titled = [document for document, title in enumerate(dataset.titles) if title]
-    answers |= {len(asked) + i: [document] for i, document in enumerate(titled)}
-    asked += [dataset.titles[document] for document in titled]
+  first = len(dataset.queries)
+  answers |= {first + i: [document] for i, document in enumerate(_titled(config))}
+  texts = asked(config)
   named, count = list(answers), config.mined_negatives
   size = max(map(len, answers.values()))
   pool = max(MINED, count)
   if config.mining == "bm25":
-    _, near = bm25_lists(config, [asked[query] for query in named], pool + size)
+    _, near = bm25_lists(config, [texts[query] for query in named], pool + size)
   else:
     pool = len(dataset.documents)
     near = np.broadcast_to(np.arange(pool), (len(named), pool))
@@ -120,7 +145,7 @@ def training_rows(config: DataConfig) -> Rows:
     if len(others) < count:
       raise DataError(
         f"--mined_negatives={count}: there are {len(others)} documents that do not answer "
-        f"{asked[query]!r}; ask for fewer"
+        f"{texts[query]!r}; ask for fewer"
       )
     for document in answers[query]:
       queries.append(query)
@@ -128,7 +153,7 @@ def training_rows(config: DataConfig) -> Rows:
   relevant = np.full([len(queries), size], PAD, np.int32)
   for row, query in enumerate(queries):
     relevant[row, : len(answers[query])] = answers[query]
-  return Rows(tuple(asked), np.array(queries, np.int32), np.array(candidates, np.int32), relevant)
+  return Rows(np.array(queries, np.int32), np.array(candidates, np.int32), relevant)
 
 
 class Encoded(NamedTuple):
@@ -136,7 +161,7 @@ class Encoded(NamedTuple):
 
   Attributes:
     documents: `[N, L]` arrays.
-    queries: `[Q, Lq]` arrays, of the texts of `Rows`.
+    queries: `[Q, Lq]` arrays, of `asked`.
     separators: how many tokens stand between the two texts of a pair.
   """
 
@@ -149,12 +174,16 @@ class Encoded(NamedTuple):
 def encoded(config: DataConfig) -> Encoded:
   """All documents and queries as tokens."""
   words = tokenizer(config)
-  documents, queries = (
-    {n: x for n, x in encode(words, found, max_length=length).items() if n != "types"}
-    for found, length in (
-      (load(config).documents, config.max_length),
-      (training_rows(config).texts, config.query_length),
-    )
-  )
+
+  def make() -> dict[str, dict[str, np.ndarray]]:
+    documents = load(config).documents
+    return {
+      "documents": encode_alone(words, documents, max_length=config.max_length),
+      "queries": encode_alone(words, asked(config), max_length=config.query_length),
+    }
+
+  named = ("pseudo_queries", "max_length", "query_length")
+  options = {name: getattr(config, name) for name in named} | {"tokenizer": fingerprint(words)}
+  found = prepared.rows_by_part(config, "tokens", options, make)
   added = [words.num_special_tokens_to_add(pair) for pair in (False, True)]
-  return Encoded(documents, queries, added[1] - added[0])
+  return Encoded(**found, separators=added[1] - added[0])

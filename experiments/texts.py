@@ -1,29 +1,29 @@
 """The text task: which class a text belongs to (bert, text_gru, text_cnn, static)."""
 
 import functools
+import hashlib
+import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from experiments import classes as class_tasks
-from experiments import files, loss_terms, meshes, pretrained
+from experiments import files, loss_terms, meshes, prepared, pretrained
 from experiments.config import DataConfig, ModelConfig
 from experiments.tasks import Task
 from kdjax.data.ends import Ends, find_ends, save_ends, stop_tokens
 from kdjax.data.errors import DataError
 from kdjax.data.text import TextDataset, load_texts, make_texts
-from kdjax.data.tokens import encode, load_tokenizer
-from kdjax.data.tokens import train_tokenizer as learn
+from kdjax.data.tokens import encode, load_tokenizer, train_tokenizer
 from kdjax.models.linen import Sizes
 from kdjax.types import Params
 
 TOKENIZER_FILE = "tokenizer.json"
-MADE_FROM = "made_from.json"  # In a folder of texts: the data whose parts it has, and how split.
 FEATURES = "item_features_"  # Parameters called so are data, and are not trained.
 
 
@@ -38,6 +38,10 @@ def load(config: DataConfig, *, labels: bool = True) -> TextDataset:
   Raises:
     DataError: naming the file and the mend.
   """
+  return prepared.labelled_texts(config, lambda: _read(config, labels=labels), labels=labels)
+
+
+def _read(config: DataConfig, *, labels: bool) -> TextDataset:
   if config.dataset == "synthetic":
     return make_texts(config.synthetic_users, seed=config.data_seed)
   return load_texts(
@@ -56,8 +60,57 @@ def tokenizer(config: DataConfig) -> Any:
   """That of --tokenizer, or one learned from the training texts."""
   if config.tokenizer:
     return load_tokenizer(config.tokenizer)
-  train = load(config, labels=False).parts["train"]
-  return learn(train.texts, vocab_size=config.vocab_size)
+
+  def learned() -> Any:
+    train = load(config, labels=False).parts["train"]
+    return train_tokenizer(list(train.texts), vocab_size=config.vocab_size)
+
+  return prepared.tokenizer(config, learned)
+
+
+class Encoded(NamedTuple):
+  """Texts as tokens.
+
+  Attributes:
+    parts: of every part, rows of `kdjax.data.tokens.encode` without types.
+    options: what they depend on beside the texts, JSON-ready.
+  """
+
+  parts: dict[str, dict[str, np.ndarray]]
+  options: dict[str, Any]
+
+
+def encoded(
+  config: DataConfig, dataset: TextDataset, words: Any, *, behind: Sequence[int] = ()
+) -> Encoded:
+  """The texts of every part as tokens, with those `behind` each that has room."""
+
+  def make() -> dict[str, dict[str, np.ndarray]]:
+    return {
+      name: encode_alone(words, part.texts, max_length=config.max_length, behind=behind)
+      for name, part in dataset.parts.items()
+    }
+
+  options = {
+    "tokenizer": fingerprint(words),
+    "max_length": config.max_length,
+    "behind": list(behind),
+    "labelled": any(dataset.classes),
+  }
+  return Encoded(prepared.rows_by_part(config, "tokens", options, make), options)
+
+
+def encode_alone(words: Any, texts: Sequence[str], **options: Any) -> dict[str, np.ndarray]:
+  """`kdjax.data.tokens.encode` without types: one text a row has but one."""
+  found = encode(words, list(texts), **options)
+  return {name: values for name, values in found.items() if name != "types"}
+
+
+def fingerprint(words: Any) -> str:
+  """Of a tokenizer: another for any that may give other tokens to a text that is not cut."""
+  said = json.loads(words.to_str())
+  lasting = {name: x for name, x in said.items() if name not in ("truncation", "padding")}
+  return hashlib.blake2b(json.dumps(lasting).encode(), digest_size=16).hexdigest()
 
 
 def ends(config: DataConfig, words: Any) -> Ends:
@@ -114,10 +167,7 @@ def describe(dataset: TextDataset) -> str:
 def make_task(dataset: TextDataset, config: DataConfig, family: str) -> Task:
   """The text task."""
   words = tokenizer(config)
-  inputs = {
-    name: without_types(encode(words, part.texts, max_length=config.max_length))
-    for name, part in dataset.parts.items()
-  }
+  inputs = encoded(config, dataset, words).parts
   task = class_tasks.make_task(
     "text",
     inputs,
@@ -154,11 +204,6 @@ def make_request(rows: Mapping[str, np.ndarray]) -> Callable[[int], dict[str, jn
     }
 
   return request
-
-
-def without_types(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """One text a row has but one type."""
-  return {name: values for name, values in rows.items() if name != "types"}
 
 
 def model_sizes(config: ModelConfig, sizes: Sizes) -> Sizes:

@@ -2,7 +2,7 @@
 
 import pathlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +45,11 @@ class SearchDataset(NamedTuple):
     note: of the split, in words.
   """
 
-  documents: tuple[str, ...]
-  titles: tuple[str, ...]
-  document_ids: tuple[str, ...]
-  queries: tuple[str, ...]
-  query_ids: tuple[str, ...]
+  documents: Sequence[str]
+  titles: Sequence[str]
+  document_ids: Sequence[str]
+  queries: Sequence[str]
+  query_ids: Sequence[str]
   parts: dict[str, Judged]
   note: str
 

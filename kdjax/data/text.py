@@ -28,7 +28,7 @@ class Texts(NamedTuple):
     labels: int32 `[N]`, from 0.
   """
 
-  texts: tuple[str, ...]
+  texts: Sequence[str]
   labels: np.ndarray
 
   def take(self, which: Sequence[int]) -> "Texts":

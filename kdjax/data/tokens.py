@@ -53,14 +53,19 @@ def load_tokenizer(path: str | pathlib.Path) -> Any:
   Raises:
     DataError: naming the file, if it is missing or damaged. ImportError: as `train_tokenizer`.
   """
-  tokenizers, path = _tokenizers(), pathlib.Path(path)
+  path = pathlib.Path(path)
   path = path / "tokenizer.json" if path.is_dir() else path
   if not path.exists():
     raise DataError(f"{path}: no such file; a tokenizer is a tokenizer.json, or a folder with one")
   try:
-    return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    return read_tokenizer(path.read_text(encoding="utf-8"))
   except Exception as error:  # The library raises no type of its own.
     raise DataError(f"{path}: no tokenizer: {error}") from error
+
+
+def read_tokenizer(said: str) -> Any:
+  """The `tokenizers.Tokenizer` that its `to_str()` tells of."""
+  return _tokenizers().Tokenizer.from_str(said)
 
 
 def mask_id(tokenizer: Any) -> int:

@@ -46,7 +46,9 @@ def test_the_text_task_reports_them():
     return Outputs(jnp.sum(rows, axis=1), {})
 
   part = texts.load(tiny.TEXTS).parts["test"]
-  rows = texts.encode(texts.tokenizer(tiny.TEXTS), part.texts, max_length=tiny.TEXTS.max_length)
+  rows = texts.encode_alone(
+    texts.tokenizer(tiny.TEXTS), part.texts, max_length=tiny.TEXTS.max_length
+  )
   logits = np.where(rows["segments"][..., None] > 0, table[rows["tokens"]], 0.0).sum(axis=1)
   judgement = task.judge(apply, jnp.asarray(table), "test")
   told = logits.argmax(axis=1)

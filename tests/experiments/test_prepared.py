@@ -1,6 +1,7 @@
-"""--prepared_dir: a log is read once; what is made of it is mapped, the same to the last bit."""
+"""--prepared_dir: data is read once; what is made of it is mapped, the same to the last bit."""
 
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import prepared, problems, stored, train
-from kdjax.data import mapped, sources
+from experiments import prepared, problems, retrieval_rows, stored, texts, train
+from kdjax.data import mapped, sources, text, tokens
 from kdjax.data.errors import DataError
+from kdjax.data.retrieval import make_search
 from kdjax.train import processes
+
+LOADERS = (texts.load, texts.tokenizer, retrieval_rows.load, retrieval_rows.tokenizer)
 
 ROWS = "user,item,timestamp,rating\n" + "".join(
   f"u{user},i{(user * 7 + n * n) % 23},{1000 * n + user},{1 + (user + n) % 5}\n"
@@ -36,8 +40,9 @@ def data(tmp_path):
 
 
 def forget():
-  problems.load_data.cache_clear()
-  problems.make_task.cache_clear()
+  kept = (retrieval_rows.encoded, retrieval_rows.training_rows)
+  for read in (problems.load_data, problems.make_task, *LOADERS, *kept):
+    read.cache_clear()
 
 
 def refuse(*args, **options):
@@ -62,6 +67,104 @@ def test_tasks_are_the_same_and_the_log_is_read_once(data, family, monkeypatch):
     np.testing.assert_array_equal(again.ends, expected.ends)
   with pytest.raises(AssertionError, match="read again"):
     problems.load_data(dataclasses.replace(direct, min_rating=2.0))
+
+
+@pytest.fixture
+def written(tmp_path):
+  """A table of texts and a folder of BEIR, both with a folder for what is made of them."""
+  made = text.make_texts(120).parts["train"]
+  (tmp_path / "texts").mkdir()
+  rows = [f"{said}\t{label}\n" for said, label in zip(*made, strict=True)]
+  (tmp_path / "texts" / "train.tsv").write_text("".join(rows))
+  beir = tmp_path / "beir"
+  (beir / "qrels").mkdir(parents=True)
+  found = make_search(60, num_queries=40)
+  documents = zip(found.document_ids, found.titles, found.documents, strict=True)
+  lines = [json.dumps({"_id": i, "title": t, "text": said}) for i, t, said in documents]
+  (beir / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+  queries = zip(found.query_ids, found.queries, strict=True)
+  lines = [json.dumps({"_id": i, "text": said}) for i, said in queries]
+  (beir / "queries.jsonl").write_text("\n".join(lines) + "\n")
+  for name, file in {"train": "train", "valid": "dev", "test": "test"}.items():
+    judged = zip(*found.parts[name], strict=True)
+    lines = [f"{found.query_ids[q]}\t{found.document_ids[d]}\t{g:.0f}\n" for q, d, g in judged]
+    (beir / "qrels" / f"{file}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+  return {
+    "texts": dataclasses.replace(
+      tiny.TEXTS, dataset=str(tmp_path / "texts"), prepared_dir=str(tmp_path / "kept")
+    ),
+    "beir": dataclasses.replace(
+      tiny.TEXTS, dataset=str(beir), prepared_dir=str(tmp_path / "kept_beir"), query_length=6,
+      pseudo_queries=True, mined_negatives=3,
+    ),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("family", "objective", "collection"),
+  [
+    ("bert", "auto", "texts"),
+    ("bert", "masked", "texts"),
+    ("decoder", "auto", "texts"),
+    ("bi_encoder", "auto", "beir"),
+    ("cross_encoder", "auto", "beir"),
+  ],
+)
+def test_texts_are_read_and_made_tokens_once(written, family, objective, collection, monkeypatch):
+  data = dataclasses.replace(written[collection], objective=objective)
+  forget()
+  expected = problems.make_task(dataclasses.replace(data, prepared_dir=""), family)
+  problems.make_task(data, family)
+  forget()
+  for module, name in (
+    (texts, "load_texts"), (texts, "encode"), (texts, "train_tokenizer"),
+    (retrieval_rows, "load_search"), (retrieval_rows, "train_tokenizer"),
+  ):  # fmt: skip
+    monkeypatch.setattr(module, name, refuse)
+  again = problems.make_task(data, family)
+  assert set(again.arrays) == set(expected.arrays)
+  for name, values in expected.arrays.items():
+    np.testing.assert_array_equal(again.arrays[name], values)
+    assert again.arrays[name].dtype == values.dtype
+  for name, values in (expected.valid or {}).items():
+    np.testing.assert_array_equal(again.valid[name], values)
+  assert (again.sizes, again.num_examples) == (expected.sizes, expected.num_examples)
+  mapped_by_rows = {"tokens"} if collection == "texts" else {"candidates", "relevant"}
+  assert all(isinstance(again.arrays[name], np.memmap) for name in mapped_by_rows)
+  with pytest.raises(AssertionError, match="read again"):
+    problems.make_task(dataclasses.replace(data, max_length=data.max_length + 1), family)
+
+
+def test_texts_and_collections_are_the_same(written):
+  forget()
+  for name, load in (("texts", texts.load), ("beir", retrieval_rows.load)):
+    data = written[name]
+    expected, found = load(dataclasses.replace(data, prepared_dir="")), load(data)
+    assert found._fields == expected._fields
+    assert found.parts.keys() == expected.parts.keys()
+    for part, known in expected.parts.items():
+      for a, b in zip(found.parts[part], known, strict=True):
+        assert list(a) == list(b)
+    for field in set(expected._fields) - {"parts"}:
+      assert list(getattr(found, field)) == list(getattr(expected, field))
+
+
+def test_what_a_tokenizer_was_used_for_does_not_change_it():
+  words = tokens.train_tokenizer(["a film"], vocab_size=300)
+  before = texts.fingerprint(words)
+  tokens.encode(words, ["a film"], max_length=3)
+  assert texts.fingerprint(words) == before
+  assert texts.fingerprint(tokens.train_tokenizer(["plot"], vocab_size=300)) != before
+
+
+@pytest.mark.parametrize("changed", ["corpus.jsonl", "qrels/train.tsv"])
+def test_another_collection_is_refused(written, changed):
+  forget()
+  retrieval_rows.load(written["beir"])
+  forget()
+  os.utime(pathlib.Path(written["beir"].dataset) / changed, (1, 1))
+  with pytest.raises(DataError, match=r"--prepared_dir=.* of other data \(files changed\)"):
+    retrieval_rows.load(written["beir"])
 
 
 def test_the_log_is_the_same(data):
@@ -123,7 +226,7 @@ def test_another_log_is_refused(data, change, named):
   problems.load_data(data)
   data = change(data)
   forget()
-  with pytest.raises(DataError, match=rf"--prepared_dir=.* of another log \({named} changed\)"):
+  with pytest.raises(DataError, match=rf"--prepared_dir=.* of other data \({named} changed\)"):
     problems.load_data(data)
 
 

@@ -114,9 +114,7 @@ def test_perplexity_is_that_of_the_saved_model(pretrained):
   saved = stored.load_model(pretrained, flag="--")
   model = make_bert(**saved.sizes)
   words = texts.tokenizer(MASKED)
-  rows = texts.without_types(
-    texts.encode(words, texts.load(MASKED).parts["test"].texts, max_length=12)
-  )
+  rows = texts.encode_alone(words, texts.load(MASKED).parts["test"].texts, max_length=12)
   ordinary = np.array([i >= 4 for i in range(words.get_vocab_size())])  # Four special tokens.
   batch = masked_language.hide(
     rows, jax.random.key(0), ordinary=ordinary, hidden=words.token_to_id("[MASK]"), kept=0.0,

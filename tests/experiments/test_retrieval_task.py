@@ -204,7 +204,7 @@ def test_rows_hold_what_answers_first_and_negatives_that_do_not():
       known.setdefault(int(query), set()).add(int(document))
   train_queries = set(dataset.parts["train"].queries.tolist())
   titled = 0
-  for query, candidates, relevant in zip(*rows[1:], strict=True):
+  for query, candidates, relevant in zip(*rows, strict=True):
     assert len(set(candidates.tolist())) == 4
     if query < len(dataset.queries):
       assert query in train_queries
@@ -212,7 +212,7 @@ def test_rows_hold_what_answers_first_and_negatives_that_do_not():
       assert not known[query] & set(candidates[1:].tolist())
       assert set(relevant[relevant >= 0].tolist()) == known[query]
     else:
-      assert rows.texts[query] == dataset.titles[candidates[0]]
+      assert collection.asked(DATA)[query] == dataset.titles[candidates[0]]
       titled += 1
   assert titled == len(dataset.documents)
 
@@ -223,7 +223,8 @@ def test_mined_negatives_are_nearer_than_drawn_ones():
 
   def mean(data):
     rows = collection.training_rows(data)
-    found = score([rows.texts[query] for query in rows.queries])
+    asked = collection.asked(data)
+    found = score([asked[query] for query in rows.queries])
     return np.take_along_axis(found, rows.candidates[:, 1:], axis=1).mean()
 
   assert mean(data) > 2 * mean(dataclasses.replace(data, mining="random"))
