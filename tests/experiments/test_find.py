@@ -12,6 +12,7 @@ from experiments import families, find, problems, quantize, retrieval, stored, t
 from experiments import retrieval_rows as collection
 from experiments.config import DataConfig, ModelConfig
 from kdjax.data.errors import DataError
+from kdjax.data.tokens import encode
 
 DATA = DataConfig(
   synthetic_users=24, synthetic_items=40, max_length=12, query_length=6, vocab_size=300,
@@ -56,7 +57,7 @@ def test_what_is_found_is_the_best_of_all(model, corpus, tmp_path):
   dataset, saved = retrieval.load(DATA), stored.load_model(model, flag="--")
   words, apply = collection.tokenizer(DATA), families.make_model(saved.family, saved.sizes).apply
   encoded = [
-    find.encode(words, texts, max_length=length)["tokens"]
+    encode(words, texts, max_length=length)["tokens"]
     for texts, length in ((dataset.queries, 6), (dataset.documents, 12))
   ]
   # Every query with every document, as the model scores pairs.
