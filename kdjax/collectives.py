@@ -14,6 +14,9 @@ _LISTED, _IOTA = re.compile(r"replica_groups=\{\{([\d,]+)\}"), re.compile(r"=\[(
 _NAMED = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _SIZE = re.compile(r"'(\w+)'=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CALLS = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -49,7 +52,8 @@ def read_collectives(text: str) -> list[Collective]:
     text: `jax.jit(fn).lower(...).compile().as_text()`.
 
   Returns:
-    One `Collective` each, in the order of the program; those of one device alone are left out.
+    One `Collective` each, in the order of the program; those of one device alone are left out, and
+    one that is started, awaited and finished in several places counts once.
 
   Raises:
     ValueError: if one runs in a loop whose length the program does not say.
@@ -58,7 +62,8 @@ def read_collectives(text: str) -> list[Collective]:
     >>> read_collectives("%r = f32[8]{0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add")
     [Collective(kind='all-reduce', devices=2, payload=32, times=1)]
   """
-  times = _times(text)
+  times = count_runs(text)
+  starts = _async_starts(text)
   found, inside = [], ""
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
@@ -67,7 +72,8 @@ def read_collectives(text: str) -> list[Collective]:
     if not (call := _CALL.search(line)):
       continue
     kind, devices = call[2], _group(line)
-    if devices == 1:
+    channel = _CHANNEL.search(line)
+    if devices == 1 or (channel and starts.get(channel[1], inside) != inside):
       continue
     shapes = call[1]
     if "-start(" in line and kind != "all-reduce" and shapes.startswith("("):
@@ -85,6 +91,21 @@ def read_collectives(text: str) -> list[Collective]:
   return found
 
 
+def _async_starts(text: str) -> dict[str, str]:
+  """By channel, where a collective starts that a TPU runs beside other work."""
+  starts: dict[str, str] = {}
+  channels: list[str] = []
+  inside = ""
+  for line in text.splitlines():
+    if header := _COMPUTATION.match(line):
+      inside, channels = header[1], []
+    elif _CALL.search(line) and (channel := _CHANNEL.search(line)):
+      channels.append(channel[1])
+    elif "AsyncCollectiveStart" in line:
+      starts |= dict.fromkeys(channels, inside)
+  return starts
+
+
 def _group(line: str) -> int:
   """How many devices talk to each other: groups are listed, counted, or axes of a mesh."""
   if named := _NAMED.search(line):
@@ -97,10 +118,31 @@ def _group(line: str) -> int:
   return 2 if "source_target_pairs" in line else 1
 
 
-def _times(text: str) -> dict[str, int | None]:
-  """How often each computation runs, None where a loop does not say."""
+def count_runs(text: str) -> dict[str, int | None]:
+  r"""How often each computation of a compiled program runs, by name.
+
+  Args:
+    text: `jax.jit(fn).lower(...).compile().as_text()`.
+
+  Returns:
+    Of all that are called, loops counted; None where a loop does not say how often. XLA notes that
+    beside some loops; a scan's is the one constant that its condition compares with.
+
+  Example:
+    >>> count_runs("ENTRY %main () -> f32[] {\n %r = f32[] fusion(), calls=%add")
+    {'add': 1}
+  """
   callers: dict[str, list[tuple[str, int | None]]] = {}
+  bounds: dict[str, list[int]] = {}
+  upwards = set()
   inside = ""
+  for line in text.splitlines():
+    if header := _COMPUTATION.match(line):
+      inside = header[1]
+    elif bound := _BOUND.search(line):
+      bounds.setdefault(inside, []).append(int(bound[1]))
+    elif "direction=LT" in line:
+      upwards.add(inside)
   for line in text.splitlines():
     if header := _COMPUTATION.match(line):
       inside = header[1]
@@ -110,8 +152,11 @@ def _times(text: str) -> dict[str, int | None]:
       names += [name.strip().lstrip("%") for name in branches.split(",")]
     trips: int | None = 1
     if " while(" in line:
-      known = _TRIPS.search(line)
+      known, condition = _TRIPS.search(line), _CONDITION.search(line)
       trips = int(known[1]) if known else None
+      limits = bounds.get(condition[1], []) if condition and condition[1] in upwards else []
+      if not known and len(limits) == 1:
+        trips = limits[0]
     for name in names:
       callers.setdefault(name, []).append((inside, trips))
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kdjax.types import Array
 
 ROWS = "model"  # The axis of a mesh that splits the rows of tables; the others split the batch.
+COLUMNS = "fsdp"  # The axis that splits the columns as well, until a device needs them.
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("mesh",))
@@ -25,6 +26,7 @@ class MeshTable:
 
   Attributes:
     values: float `[V, d]`. Losses split its rows over the axis `model`, which need not divide V.
+      Its columns may lie split over `fsdp`; they are gathered where they are used.
     mesh: the other axes split the batch, where they divide it.
 
   Example:
@@ -53,7 +55,7 @@ class MeshTable:
     return self.values.ndim
 
   def __jax_array__(self) -> Array:
-    return self.values
+    return _whole(self.mesh, self.values)
 
   def __getitem__(self, ids: Array) -> Array:
     return _take(self.mesh, self.values, ids)
@@ -65,8 +67,16 @@ class MeshTable:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _take(mesh: Mesh, values: Array, ids: Array) -> Array:
-  del mesh
-  return values[ids]
+  others = tuple(name for name in mesh.axis_names if name not in (ROWS, COLUMNS))
+  columns = _columns(mesh, values, ids)
+  batch = math.prod(mesh.shape[name] for name in (*others, COLUMNS)) if columns else 1
+  if not columns or ids.shape[0] % batch:
+    return _whole(mesh, values)[ids]
+  # Devices tell each other their columns of what is read, and not those of the table.
+  middle = [None] * (ids.ndim - 1)
+  rows, _ = _in_use(mesh, values)
+  found = _put(mesh, values, rows, columns)[_put(mesh, ids, others)]
+  return _put(mesh, _put(mesh, found, others, *middle, columns), (*others, columns))
 
 
 def _take_forward(mesh, values, ids):
@@ -75,12 +85,43 @@ def _take_forward(mesh, values, ids):
 
 def _take_backward(mesh, saved, cotangent):
   values, ids = saved
-  rows = values.shape[0] / mesh.shape.get(ROWS, 1)
-  if math.prod(ids.shape) < 2 * rows:
+  if _few(mesh, values, ids):
     # Devices tell each other what their tokens add, and not sums of all rows: fewer bytes.
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    ids, cotangent = (jax.lax.with_sharding_constraint(x, everywhere) for x in (ids, cotangent))
+    columns = _columns(mesh, values, ids)
+    ids, cotangent = _put(mesh, ids), _put(mesh, cotangent, *[None] * ids.ndim, columns)
   return jnp.zeros_like(values).at[ids].add(cotangent.astype(values.dtype)), None
 
 
 _take.defvjp(_take_forward, _take_backward)
+
+
+def _put(mesh: Mesh, x: Array, *spec: Any) -> Array:
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _in_use(mesh: Mesh, values: Array) -> tuple[str | None, str | None]:
+  """How rows and columns are split where all columns are used: rows, or columns if these divide."""
+  parts = mesh.shape.get(ROWS, 1)
+  by_rows, by_columns = (parts > 1 and size % parts == 0 for size in values.shape)
+  return ROWS if by_rows else None, ROWS if by_columns and not by_rows else None
+
+
+def _whole(mesh: Mesh, values: Array) -> Array:
+  """With the columns that `COLUMNS` may split on every device."""
+  if mesh.shape.get(COLUMNS, 1) == 1:
+    return values
+  return _put(mesh, values, *_in_use(mesh, values))
+
+
+def _few(mesh: Mesh, values: Array, ids: Array) -> bool:
+  """Whether the rows that are read are fewer than those of the table, on a device."""
+  return math.prod(ids.shape) < 2 * values.shape[0] / mesh.shape.get(ROWS, 1)
+
+
+def _columns(mesh: Mesh, values: Array, ids: Array) -> str | None:
+  """The axis that splits the columns, where it does, nothing else would, and few rows are read."""
+  parts = mesh.shape.get(COLUMNS, 1)
+  divides = (
+    parts > 1 and values.shape[1] % parts == 0 and values.shape[0] % mesh.shape.get(ROWS, 1) == 0
+  )
+  return COLUMNS if divides and _few(mesh, values, ids) else None

@@ -43,6 +43,36 @@ def test_a_loop_of_unknown_length_is_refused():
     read_collectives(PROGRAM.replace("TRIPS", "metadata={}"))
 
 
+def test_a_loop_that_counts_up_to_a_constant():
+  text = PROGRAM.replace("TRIPS", "metadata={}")
+  text = text.replace("  %lt =", "  %n = s32[]{:T(128)} constant(5)\n  %lt =")
+  assert read_collectives(text)[0] == Collective("all-reduce", 2, 16, 5)
+  with pytest.raises(ValueError, match="does not say how often"):
+    read_collectives(text.replace("direction=LT", "direction=NE"))
+
+
+def test_what_a_tpu_starts_and_awaits_counts_once():
+  gather = "  %g = f32[16]{0} all-gather(%q), channel_id=3, replica_groups={{0,1}}, dimensions={0}"
+  other = gather.replace("channel_id=3", "channel_id=1")
+  text = f"""
+%start (q: f32[8]) -> f32[16] {{
+{gather}
+  ROOT %c = f32[16] custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+%done (q: f32[8]) -> f32[16] {{
+{gather}
+  ROOT %c = f32[16] custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}}
+ENTRY %main (q: f32[8]) -> f32[16] {{
+  %s = f32[16] fusion(%q), calls=%start
+  %d = f32[16] fusion(%s), calls=%done
+{other}
+{other}
+}}
+"""
+  assert read_collectives(text) == 3 * [Collective("all-gather", 2, 64, 1)]
+
+
 def test_bytes_around_a_ring():
   assert Collective("all-reduce", 4, 100, 2).sent == 2 * 2 * 100 * 3 / 4
   assert Collective("all-gather", 4, 100, 1).sent == 75

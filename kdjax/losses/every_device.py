@@ -3,7 +3,8 @@
 Left to the compiler, a loop over blocks of a table that is split by rows gathers the whole table on
 every device, and sums the table's gradient over devices once a block. Here the loop runs inside
 `jax.shard_map`: rows stay where they are, and gradients are summed once. Where the devices do not
-divide the rows, impossible items fill the catalogue up.
+divide the rows, impossible items fill the catalogue up. Columns that an axis splits are gathered on
+the way in, so that their gradients are scattered on the way back, and not summed whole.
 """
 
 import math
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kdjax.losses.common import FLOOR
-from kdjax.mesh_table import ROWS
+from kdjax.mesh_table import COLUMNS, ROWS
+from kdjax.tree import vary_as
 from kdjax.types import FactoredLogits
 
 
@@ -49,6 +51,8 @@ def on_every_device(
   tokens = PartitionSpec(batch) if divides else PartitionSpec()
   axis = ROWS if mesh.shape.get(ROWS, 1) > 1 else None
   rows = PartitionSpec(axis)
+  split = mesh.shape.get(COLUMNS, 1)
+  columns = COLUMNS if split > 1 and divides and student.table.shape[1] % split == 0 else None
 
   def place(x: Any) -> Any:
     if _is_logits(x):
@@ -58,13 +62,19 @@ def on_every_device(
     return tokens if jnp.shape(x)[:1] == (num_tokens,) else PartitionSpec()
 
   def run(student: FactoredLogits, given: Any) -> Any:
+    if columns:
+      # Cast first: gradients are then scattered over the columns, and only their parts summed.
+      table = vary_as(student.table, student.query)
+      table = jax.lax.all_gather(table, columns, axis=1, tiled=True)
+      student = student._replace(table=table)
     found = fn(axis, student, given)
     return found if by_token or not divides else jax.lax.psum(found, batch)
 
+  places = jax.tree.map(place, args, is_leaf=_is_logits)
   return jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=jax.tree.map(place, args, is_leaf=_is_logits),
+    in_specs=(places[0]._replace(table=PartitionSpec(axis, columns)), places[1]),
     out_specs=tokens if by_token else PartitionSpec(),
   )(*args)
 

@@ -124,6 +124,8 @@ def scaled(
 ) -> FactoredLogits:
   """The logits over the temperature as `[T, V]` in arrays, the queries 0 where masked."""
   query, table, bias = jnp.asarray(logits.query), logits.table, logits.bias
+  if isinstance(table, MeshTable):
+    table = table.values
   if hasattr(table, "rdot") and not hasattr(table, "__jax_array__"):
     table = table.take(jnp.arange(logits.num_items))
   # A `where` of a wrong shape is refused with its own message.

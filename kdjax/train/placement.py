@@ -228,7 +228,7 @@ def split_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def on_mesh(apply: Apply, mesh: Mesh, *, rules: Sequence[Rule] = MODEL_RULES) -> Apply:
-  """A model that computes on a mesh: parameters gathered over `fsdp` as they are used.
+  """A model that computes on a mesh: parameters gathered over `fsdp` as they are used, tables last.
 
   Without it the compiler may split activations over `fsdp` too, and move those instead. Its tables
   know the mesh (`kdjax.mesh_table.MeshTable`): a loss over its catalogue in factors runs on every
@@ -245,7 +245,10 @@ def on_mesh(apply: Apply, mesh: Mesh, *, rules: Sequence[Rule] = MODEL_RULES) ->
   """
 
   def split(params: Params, batch: Batch, *, key: Array | None = None) -> Any:
-    places = shardings(params, mesh, rules=rules, in_use=True)
+    stored, used = (shardings(params, mesh, rules=rules, in_use=use) for use in (False, True))
+    places = jax.tree.map(
+      lambda own, rest, use: rest if own else use, map_with_path(is_table, params), stored, used
+    )
     params = jax.lax.with_sharding_constraint(params, places)
     outputs = apply(map_with_path(table, params), split_batch(batch, mesh), key=key)
     logits = outputs.logits
@@ -253,8 +256,11 @@ def on_mesh(apply: Apply, mesh: Mesh, *, rules: Sequence[Rule] = MODEL_RULES) ->
       return outputs
     return outputs._replace(logits=logits._replace(table=MeshTable(logits.table, mesh)))
 
+  def is_table(path: Path, leaf: Any) -> bool:
+    return path[-1:] == ("embedding",) and jnp.ndim(leaf) == 2
+
   def table(path: Path, leaf: Any) -> Any:
-    return MeshTable(leaf, mesh) if path[-1:] == ("embedding",) and jnp.ndim(leaf) == 2 else leaf
+    return MeshTable(leaf, mesh) if is_table(path, leaf) else leaf
 
   return split
 

@@ -251,6 +251,60 @@ def test_looked_up_rows_and_their_gradient(mesh, items):
   assert sum(c.payload for c in sent) <= 4 * min(items * 3, TOKENS * 2 * (3 + 1))
 
 
+@pytest.fixture(scope="module")
+def cube():
+  return Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "model"))
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 11])
+@pytest.mark.parametrize("loss", list(CASES), ids=lambda loss: loss.__name__)
+def test_columns_that_an_axis_splits(cube, loss, tokens):
+  """Gathered for the loss, whether or not the devices divide the tokens."""
+  of_tokens = lambda tree: jax.tree.map(lambda x: x[:tokens] if len(x) == TOKENS else x, tree)  # noqa: E731
+  student, rest = of_tokens(logits(6, 0)), of_tokens(CASES[loss][0])
+  found = jax.jit(jax.value_and_grad(lambda s, *r: loss(on_mesh(cube, s), *r)))(student, *rest)
+  expected = jax.jit(jax.value_and_grad(loss))(student, *rest)
+  for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
+
+
+def test_gradients_of_columns_are_scattered(cube):
+  table = NamedSharding(cube, P("model", "fsdp"))
+  places = FactoredLogits(NamedSharding(cube, P(("data", "fsdp"))), table, None)
+  student = jax.device_put(logits(8, 0, 4096)._replace(bias=None), places)
+  grad = jax.jit(
+    jax.grad(lambda s, y: losses.catalog_cross_entropy_loss(on_mesh(cube, s), y)),
+    out_shardings=places,
+  )
+  sent = read_collectives(grad.lower(student, LABELS).compile().as_text())
+  whole = 4 * 4096 * 8 // 2  # Bytes of a device's rows.
+  assert [c.payload for c in sent if c.kind == "reduce-scatter"] == [whole]
+  assert [c.payload for c in sent if c.kind == "all-gather" and c.payload > 4096] == [whole]
+  assert max(c.payload for c in sent if c.kind == "all-reduce") == whole // 2  # Over data.
+
+
+@pytest.mark.parametrize("items", [8, 4096, 4097])  # Fewer and more rows than tokens.
+def test_rows_are_looked_up_by_columns(cube, items):
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(items, 6)), jnp.float32)
+  ids = jnp.asarray(rng.integers(0, items, (TOKENS, 2)))
+  weights = jnp.asarray(rng.normal(size=(TOKENS, 2, 6)), jnp.float32)
+  own = NamedSharding(cube, P(None if items % 2 else "model", "fsdp"))
+  batch = NamedSharding(cube, P(("data", "fsdp")))
+  place = jax.device_put(table, own), jax.device_put(ids, batch), jax.device_put(weights, batch)
+
+  def step(table, ids, weights):
+    return jax.value_and_grad(lambda t: jnp.sum(weights * MeshTable(t, cube)[ids]))(table)
+
+  spread = jax.jit(step, out_shardings=(None, own))
+  plain = jax.value_and_grad(lambda t: jnp.sum(weights * t[ids]))(table)
+  for a, e in zip(spread(*place), plain, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+  if items == 4096:
+    sent = read_collectives(spread.lower(*place).compile().as_text())
+    assert max(c.payload for c in sent) <= 4 * TOKENS * 2 * 6
+
+
 @pytest.mark.parametrize("tokens", [TOKENS, 11])
 @pytest.mark.parametrize("block", [None, 7])
 @pytest.mark.parametrize("items", [ITEMS, 70, 6])
