@@ -1,26 +1,31 @@
 """What devices tell each other, and keep, in a distillation step: compiled programs and formulas.
 
-python -m benchmarks.scaling
+  python -m benchmarks.scaling             # virtual devices of this machine's CPU
+  python -m benchmarks.scaling --chip=v5e  # TPUs that are not here, by their compiler (libtpu)
 
 The step that `experiments.distill` runs (KL over the whole catalogue from a live SASRec, Adam) is
 compiled for 1, 2, 4 and 8 virtual devices along every axis of the mesh. Bytes are those of the
 collectives in the compiled program, memory is XLA's own analysis; both are compared with
-`kdjax.scaling`. Nothing is timed: virtual devices share one processor.
+`kdjax.scaling`. Nothing is timed, for nothing runs.
 """
 
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app
+from absl import app, flags
+from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import studies
@@ -36,9 +41,11 @@ AXES = ("data", "fsdp", "model")
 MIXED = (scaling.Split(2, 2, 2), scaling.Split(2, 1, 4), scaling.Split(4, 1, 2))
 
 
-def compile_step(job: scaling.Job, split: scaling.Split) -> Any:
-  """The compiled step of one mesh."""
-  mesh = placement.make_mesh(**split._asdict())
+def compile_step(
+  job: scaling.Job, split: scaling.Split, devices: Sequence[Any] | None = None
+) -> Any:
+  """The compiled step of one mesh, of this machine's devices where no others are given."""
+  mesh = placement.make_mesh(**split._asdict(), devices=devices)
 
   def make(sizes: scaling.Sizes) -> Any:
     return models.make_sasrec(
@@ -75,27 +82,24 @@ def compile_step(job: scaling.Job, split: scaling.Split) -> Any:
   return train.lower(train_state, teacher_params, given, jax.random.key(0)).compile()
 
 
-def measure(job: scaling.Job, split: scaling.Split) -> dict[str, Any]:
+def measure(
+  job: scaling.Job, split: scaling.Split, devices: Sequence[Any] | None = None
+) -> dict[str, Any]:
   """A row: the program's collectives and memory beside the formulas'."""
-  compiled = compile_step(job, split)
+  compiled = compile_step(job, split, devices)
   found = read_collectives(compiled.as_text())
   memory = compiled.memory_analysis()
   kept = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
   kinds: dict[str, float] = {}
   for one in found:
     kinds[one.kind] = kinds.get(one.kind, 0.0) + one.sent
-  formula = 0.0
-  for transfer in scaling.transfers(job, split):
-    # XLA for CPU sums gradients whole where others scatter the sums.
-    twice = transfer.kind == "reduce-scatter"
-    formula += transfer.sent(split) * (2 if twice else 1)
   return {
     "split": split._asdict(),
     "sent": sum(one.sent for one in found),
-    "sent_formula": formula,
+    "sent_formula": sum(transfer.sent(split) for transfer in scaling.transfers(job, split)),
     "kinds": kinds,
     "memory": kept - memory.alias_size_in_bytes,
-    "memory_formula": sum(scaling.memory(job, split, host=True).values()),
+    "memory_formula": sum(scaling.memory(job, split, host=devices is None).values()),
   }
 
 
@@ -129,21 +133,27 @@ def hardware_table() -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Writes results/scaling.json and .md."""
+  """Writes results/scaling.json and .md, or those of a chip."""
   del argv
+  chip = flags.FLAGS.chip
+  name = f"scaling_{chip}" if chip else "scaling"
+  devices = topologies.get_topology_desc(f"{chip}:2x4", platform="tpu").devices if chip else None
   job = scaling.Job(STUDENT, ROWS, TEACHER)
   meshes = [scaling.Split()]
   meshes += [scaling.Split(**{axis: n}) for axis in AXES for n in (2, 4, 8)]
-  rows = [measure(job, split) for split in (*meshes, *MIXED)]
-  out = studies.RESULTS / "scaling"
+  # The library asks where it runs to choose blocks, and nothing runs where this compiles for.
+  with mock.patch.object(jax, "default_backend", return_value="tpu" if chip else "cpu"):
+    rows = [measure(job, split, devices) for split in (*meshes, *MIXED)]
+  out = studies.RESULTS / name
   made = {"jax": jax.__version__, "job": [STUDENT, TEACHER, ROWS], "rows": rows}
   out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
   table = to_table(rows)
   out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
   docs = pathlib.Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
-  report.update_file(docs, {"hardware": hardware_table(), "scaling": table})
+  report.update_file(docs, {"hardware": hardware_table(), name: table})
   print(table)
 
 
 if __name__ == "__main__":
+  flags.DEFINE_enum("chip", "", ["", "v5e"], "Compile for TPUs of this kind, eight of them.")
   app.run(main)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 _FLOAT = 4  # Bytes: parameters, optimizer state and gradients are float32.
 # Logits in a block; kept on a CPU, of tables how wide: see `kdjax.losses.blocks`.
-_BLOCK, _DEVICE_BLOCK, _KEPT, _KEPT_WIDTH = 2**20, 2**26, 2**24, 48
+_BLOCK, _KEPT, _KEPT_WIDTH = 2**20, 2**24, 48
+_DEVICE_BLOCK, _DEVICE_WIDE_BLOCK, _DEVICE_WIDTH = 2**24, 2**27, 1024
 
 
 class Sizes(NamedTuple):
@@ -172,7 +173,9 @@ def _logits(job: Job, split: Split, host: bool) -> float:
   items = job.student.items / split.model
   models = 2 if job.teacher else 1
   if not host:
-    return 2 * models * min(tokens * items, _DEVICE_BLOCK)
+    width = max(job.student.dim, job.teacher.dim if job.teacher else 0)
+    whole = width >= _DEVICE_WIDTH and items <= _DEVICE_WIDE_BLOCK / 1024
+    return models * min(tokens * items, _DEVICE_WIDE_BLOCK if whole else _DEVICE_BLOCK)
   kept = min(128, tokens // 8, _KEPT // items) // 8 * 8
   tables = (job.student, job.teacher) if job.teacher else (job.student,)
   wide = sum(table.dim >= _KEPT_WIDTH for table in tables)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.losses.common import FLOOR
-from kdjax.losses.exponentials import exp
+from kdjax.losses.exponentials import exp, taken_once
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
 
 _BLOCK = 2**20  # Logits in a block, 4 MB: measured best on CPUs with 2 MB of L2 a core.
 _WHOLE = 16384  # Up to so many items, a block holds the whole catalogue.
-_TOKENS, _DEVICE_TOKENS = 256, 1024  # Tokens in a block otherwise, on a CPU and elsewhere.
+_TOKENS = 256  # Tokens in a block otherwise.
 _ALIGNED = 64  # Rows of a block of a table: products of odd widths are slower by a fifth.
 # Of larger catalogues, so many tokens have the exponentials of all items kept: as many as products
 # want that read a table once. Less than an eighth of all tokens, and at most so many numbers.
@@ -29,10 +29,16 @@ _KEPT_TOKENS = 128
 _KEPT = 2**24
 _KEPT_BLOCK = 2**19  # Logits in a block of theirs.
 _KEPT_WIDTH = 48  # Of narrower tables, logits cost less to compute again than to keep.
-_DEVICE_BLOCK = 2**26  # Logits in a block on a GPU or TPU, 256 MB: not measured there yet.
+# On GPUs and TPUs, by what their compilers say of programs (`benchmarks.accelerators`): small
+# catalogues are met whole, each block of tokens adding to the gradients of all rows. Others are cut
+# into parts that all tokens meet, unless the table is so wide that logits are dear to find twice.
+_DEVICE_BLOCK, _DEVICE_WIDE_BLOCK = 2**24, 2**27  # Logits in a block, 64 MB; of wide tables, 512.
+_DEVICE_FEWEST, _DEVICE_WIDE_FEWEST = 512, 1024  # Tokens that meet a whole catalogue in a block.
+_DEVICE_WIDTH = 1024  # Columns of a wide table.
+_DEVICE_TOKENS, _DEVICE_ITEMS = 16384, 1024  # At most and at least in a block of a part.
 
 Stats = tuple[Array, Array]  # Of logits [T, v]: the maximum, the sum of exp(z - maximum); [T, 1].
-Sums = tuple[Array, Array | None]  # Gradients of table [V, d] and bias [V] so far, float32.
+Sums = tuple[Array, Array | None]  # Gradients of table [V, d] and bias [V] so far.
 
 
 class Blocks(NamedTuple):
@@ -44,12 +50,15 @@ class Blocks(NamedTuple):
     axis: the mesh axis over which the rows of the tables are split, or None. Every device then
       sweeps over its own, and what is summed over items is summed over the axis.
     keep: exponentials of all blocks of items until the log-normaliser is known, if dear.
+    direct: the gradients of a row of the table come whole from one block, which holds all tokens:
+      they need not be summed in float32, and labels are counted in the block.
   """
 
   tokens: int
   items: int
   axis: str | None = None
   keep: bool = False
+  direct: bool = False
 
   def total(self, values: Any) -> Any:
     """Sums over items, of the items of all devices."""
@@ -75,7 +84,7 @@ class Blocks(NamedTuple):
 
 
 class Gradients(NamedTuple):
-  """Of the weighted sum of the losses, in float32."""
+  """Of the weighted sum of the losses, in float32; the table's as `Blocks.direct` has it."""
 
   query: Array
   table: Array
@@ -92,32 +101,41 @@ def choose_blocks(
   block: int | None,
   axis: str | None = None,
   dear: bool = False,
+  width: int = 0,
 ) -> Blocks:
   """Block sizes from the shapes, those of one device; `block` fixes how many items.
 
-  `dear` says that exponentials are worth keeping where there is room. Accelerators have no cache to
-  stay in, and want products that fill them.
+  `dear` says that exponentials are worth keeping where there is room, and `width` is that of the
+  widest table.
   """
   host = jax.default_backend() == "cpu"
-  most, whole, few = _DEVICE_BLOCK, _DEVICE_BLOCK // 256, _DEVICE_TOKENS
-  if host:
-    most, whole, few = _BLOCK, _WHOLE, _TOKENS
+  most, whole = _BLOCK, _WHOLE
+  if not host:
+    wide = width >= _DEVICE_WIDTH
+    most = _DEVICE_WIDE_BLOCK if wide else _DEVICE_BLOCK
+    whole = most // (_DEVICE_WIDE_FEWEST if wide else _DEVICE_FEWEST)
   kept = min(_KEPT_TOKENS, num_tokens // 8, _KEPT // max(num_items, 1)) // 8 * 8
   keep = dear and host and num_items > whole and kept >= _KEPT_TOKENS // 2
   if block is not None:
-    items = min(block, num_items)
+    items = block
   elif num_items <= whole:
     items = num_items
   elif keep:
     items = _KEPT_BLOCK // kept
+  elif host:
+    items = _BLOCK // min(max(num_tokens, 1), _TOKENS)
   else:
-    items = min(num_items, max(1, most // min(max(num_tokens, 1), few)))
+    items = max(_DEVICE_ITEMS, _DEVICE_BLOCK // max(num_tokens, 1))
+  items = max(1, min(items, num_items))
   items = -(-num_items // -(-num_items // items))  # Even blocks, so that the last one is not small.
   if block is None and items < num_items:
     items = min(num_items, -(-items // _ALIGNED) * _ALIGNED)
   tokens = kept if keep else max(64, most // items)
+  if not host and items < num_items:
+    tokens = min(_DEVICE_TOKENS, max(64, _DEVICE_WIDE_BLOCK // items))
   steps = max(1, -(-num_tokens // tokens))
-  return Blocks(tokens=-(-num_tokens // (8 * steps)) * 8, items=items, axis=axis, keep=keep)
+  tokens = -(-num_tokens // (8 * steps)) * 8
+  return Blocks(tokens, items, axis, keep, direct=steps == 1 and not host)
 
 
 def over_tokens(
@@ -251,8 +269,7 @@ def whole_stats(
 ) -> tuple[dict[str, Array], dict[str, Stats]]:
   """Of logits of all items at once: exp(z - maximum), and the `Stats`."""
   tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
-  # The barrier keeps XLA from taking the exponentials again in every consumer.
-  powers = jax.lax.optimization_barrier(jax.tree.map(lambda z, top: exp(z - top), logits, tops))
+  powers = taken_once(jax.tree.map(lambda z, top: exp(z - top), logits, tops))
   own = {name: (tops[name], jnp.sum(p, axis=-1, keepdims=True)) for name, p in powers.items()}
   stats = blocks.joined(own)
   if blocks.axis is not None:
@@ -280,10 +297,11 @@ def measure(
   return blocks.joined(over_items(step, num_items, blocks.items, start))
 
 
-def no_sums(table: Array, bias: Array | None, *like: Any) -> Sums:
+def no_sums(table: Array, bias: Array | None, blocks: Blocks, *like: Any) -> Sums:
   """The gradients that blocks add to, as yet 0."""
   d_bias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-  return vary_as((jnp.zeros(table.shape, jnp.float32), d_bias), table, bias, *like)
+  dtype = table.dtype if blocks.direct else jnp.float32
+  return vary_as((jnp.zeros(table.shape, dtype), d_bias), table, bias, *like)
 
 
 def add_gradients(
@@ -313,7 +331,7 @@ def add_found(
 
   def add(total, part):
     old = jax.lax.dynamic_slice_in_dim(total, start, len(part))
-    return jax.lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
+    return jax.lax.dynamic_update_slice_in_dim(total, (old + part).astype(total.dtype), start, 0)
 
   d_table, d_bias = sums
   d_bias = None if d_bias is None else add(d_bias, found.bias)

@@ -60,7 +60,7 @@ def sweep_divergence(
     values, known, d_query, sums = _tokens(part, pair, scale * weight, known, sums, blocks)
     return sums, (values, known, d_query)
 
-  sums = no_sums(table, bias, query, teacher, scale, weight) if with_grads else None
+  sums = no_sums(table, bias, blocks, query, teacher, scale, weight) if with_grads else None
   tokens = (query, teacher.query, known)
   sums, (values, known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
   found = Swept(scale * values, None, known)

@@ -1,5 +1,7 @@
 """The exponential that sweeps over a catalogue spend their time on."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,3 +44,11 @@ def exp(x: Array) -> Array:
   bits = jax.lax.bitcast_convert_type(n + _EXPONENT, jnp.int32) << 23
   power = jax.lax.bitcast_convert_type(bits, jnp.float32)
   return jnp.where(x < _LEAST, 0.0, series * power)
+
+
+def taken_once(powers: Any) -> Any:
+  """A tree of exponentials that a CPU does not take again in every consumer, as XLA would.
+
+  On an accelerator they are cheaper to take again than to write and read.
+  """
+  return jax.lax.optimization_barrier(powers) if jax.default_backend() == "cpu" else powers

@@ -68,7 +68,8 @@ def sweep_loss(
       query = vary_as(flat.query, flat, given, but=axis)
       flat = FactoredLogits(query, *vary_as(flat[1:], flat, given))
       dear = any(map(worth_keeping, kept))
-      blocks = choose_blocks(flat.query.shape[0], flat.num_items, block, axis, dear)
+      width = max(model.query.shape[-1] for model in (flat, *kept))
+      blocks = choose_blocks(len(query), flat.num_items, block, axis, dear, width)
       return take(functools.partial(sweep, blocks), flat, given)
 
     if isinstance(flat.table, MeshTable):

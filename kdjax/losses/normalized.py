@@ -73,7 +73,7 @@ def sweep_normalizer(
     found, known, d_query, sums = _tokens(own, outer, given, weight, known, sums, blocks)
     return sums, (found, known, d_query)
 
-  sums = no_sums(table, bias, query, given, weight) if with_grads else None
+  sums = no_sums(table, bias, blocks, query, given, weight) if with_grads else None
   tokens = (query, given, known)
   sums, ((values, parts), known, d_query) = over_tokens(step, blocks, tokens, weight, sums)
   found = Swept(values, parts, known)

@@ -23,10 +23,12 @@ from kdjax.losses.blocks import (
   scan_items,
   worth_keeping,
 )
-from kdjax.losses.exponentials import exp
+from kdjax.losses.exponentials import exp, taken_once
 from kdjax.losses.fused import Swept
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
+
+_FILTERED_TOKENS = 256  # At most, in a block that may be left out.
 
 
 class Target(NamedTuple):
@@ -123,6 +125,9 @@ def sweep(
   any of its softmaxes as much mass there as `filter_eps` times the block's share of the catalogue.
   """
   (query, table, bias), (target, mix) = student, given
+  if filter_eps is not None:
+    # The fewer tokens, the likelier are blocks without gradient, which must lose no labels.
+    blocks = blocks._replace(tokens=min(blocks.tokens, _FILTERED_TOKENS), direct=False)
   if target.labels is not None:
     target = target._replace(labels=blocks.own(target.labels, student.num_items))
 
@@ -136,7 +141,7 @@ def sweep(
 
   sums, room = None, {}
   if with_grads:
-    sums = no_sums(table, bias, query, target, mix, weight)
+    sums = no_sums(table, bias, blocks, query, target, mix, weight)
     if known is None:
       room = _room(student, target, mix, blocks)
     room = vary_as(room, student, target, mix, weight)
@@ -147,7 +152,7 @@ def sweep(
   if sums is None:
     return found
   grads = Gradients(d_query, *sums)
-  if target.labels is not None:
+  if target.labels is not None and not blocks.direct:
     grads = _minus_labels(grads, query, table, target.labels, weight * mix.label_slope)
   return found._replace(grads=grads._replace(query=blocks.total(grads.query)))
 
@@ -215,8 +220,7 @@ def _tokens(
     logits = all_logits(start)
     # Of items seen before too: any top will do that no logit exceeds.
     tops = jax.tree.map(lambda z: jnp.max(z, axis=-1, keepdims=True), logits)
-    # The barrier keeps XLA from taking the exponentials again in every consumer.
-    powers = jax.lax.optimization_barrier(exponentials(logits, tops, fresh))
+    powers = taken_once(exponentials(logits, tops, fresh))
     totals = jax.tree.map(lambda p: jnp.sum(p, axis=-1, keepdims=True), powers)
     label = None if labels is None else _label_logit(logits[mix.own], labels - start, fresh)
     gap = None
@@ -249,6 +253,9 @@ def _tokens(
     again = exponentials(all_logits(start, tops), tops, fresh)
     parts = [part * slopes[name] for name, part in again.items()]
     parts += [kept[i] * kept_slopes[name][i] for name, kept in room.items()]
+    if labels is not None and blocks.direct:
+      found = ((start + jnp.arange(size))[None] == labels[:, None]) & fresh
+      parts.append(jnp.where(found, -mix.label_slope * weight[:, None], 0.0))
     return block_gradients(student, start, functools.reduce(jnp.add, parts))
 
   bias = None if student.bias is None else jnp.zeros(size)

@@ -75,6 +75,8 @@ def test_every_way_to_cut_gives_the_same(name, kept_width, monkeypatch):
     blocks.Blocks(8, 16),
     blocks.Blocks(8, 16, None, True),
     blocks.Blocks(16, ITEMS),
+    blocks.Blocks(TOKENS, 16, direct=True),
+    blocks.Blocks(TOKENS, ITEMS, direct=True),
   ):
     monkeypatch.setattr(factored, "choose_blocks", lambda *_, chosen=chosen: chosen)
     found.append(step(name)(student, *rest))
@@ -95,11 +97,19 @@ def test_student_and_teacher_of_different_dtypes(name):
 @pytest.mark.parametrize("num_items", [1, 500, 16_384, 100_000, 128_256, 10**6, 10**8])
 @pytest.mark.parametrize("num_tokens", [1, 100, 1024, 65_536])
 @pytest.mark.parametrize("dear", [True, False])
+@pytest.mark.parametrize("width", [64, 4096])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_blocks_are_chosen_from_the_shapes(num_tokens, num_items, dear, backend, monkeypatch):
+def test_blocks_are_chosen_from_the_shapes(
+  num_tokens, num_items, dear, width, backend, monkeypatch
+):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  chosen = blocks.choose_blocks(num_tokens, num_items, None, None, dear)
-  most = blocks._BLOCK if backend == "cpu" else blocks._DEVICE_BLOCK
+  chosen = blocks.choose_blocks(num_tokens, num_items, None, None, dear, width)
+  most = blocks._BLOCK
+  if backend != "cpu":
+    most = blocks._DEVICE_WIDE_BLOCK if width == 4096 else blocks._DEVICE_BLOCK
+    assert chosen.direct == (chosen.tokens >= num_tokens)
+  else:
+    assert not chosen.direct
   assert chosen.tokens % 8 == 0
   assert 1 <= chosen.items <= num_items
   assert chosen.items == num_items or chosen.items % 64 == 0
@@ -109,3 +119,33 @@ def test_blocks_are_chosen_from_the_shapes(num_tokens, num_items, dear, backend,
     # What is kept is less than a seventh of the matrix, and of bounded size.
     assert chosen.tokens * 7 <= num_tokens
     assert chosen.tokens * num_items <= 1.1 * blocks._KEPT
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "kl", "distillation", "jensen_shannon"])
+def test_gradients_that_come_whole_from_a_block_need_no_sums_in_float32(name, monkeypatch):
+  """The table's in its own dtype from the start, and labels that many tokens share are not lost."""
+  student, rest, found = logits(6, 0, jnp.bfloat16), WHOLE[name], []
+  if name in ("cross_entropy", "distillation"):
+    rest = (*rest[:-1], jnp.zeros_like(rest[-1]))
+  for direct in (False, True):
+    chosen = blocks.Blocks(TOKENS, 16, direct=direct)
+    monkeypatch.setattr(factored, "choose_blocks", lambda *_, chosen=chosen: chosen)
+    found.append(jax.jit(step(name))(student, *rest))
+  (value, grads), (direct_value, direct_grads) = found
+  np.testing.assert_array_equal(value, direct_value)
+  for a, b in zip(grads, direct_grads, strict=True):
+    assert a.dtype == b.dtype == jnp.bfloat16
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    np.testing.assert_allclose(b, a, atol=0.01 * np.max(np.abs(a)))
+
+
+def test_tables_that_are_wide_or_small_are_met_whole_by_accelerators(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+  def choose(tokens, items, width):
+    return blocks.choose_blocks(tokens, items, None, None, False, width)[:2]
+
+  assert choose(8192, 128_256, 4096) == (1024, 128_256)
+  assert choose(8192, 128_256, 512) == (8192, 2048)
+  assert choose(16_384, 3416, 64) == (4096, 3416)
+  assert choose(32_768, 1_000_000, 4096) == (16_384, 1024)

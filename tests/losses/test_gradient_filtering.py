@@ -159,6 +159,18 @@ def test_kept_exponentials_or_logits_computed_twice(eps, monkeypatch):
     np.testing.assert_array_equal(a == 0, b == 0)
 
 
+def test_blocks_without_gradient_lose_no_labels(monkeypatch):
+  """Where all tokens meet in a block, its labels must count whatever else it lacks."""
+  student, found = peaked(6, 0), []
+  for direct in (False, True):
+    chosen = blocks.Blocks(len(LABELS), BLOCK, direct=direct)
+    monkeypatch.setattr(factored, "choose_blocks", lambda *_, chosen=chosen: chosen)
+    loss = lambda s: losses.catalog_cross_entropy_loss(s, LABELS, filter_eps=0.5)  # noqa: E731
+    found.append(jax.jit(jax.grad(loss))(student))
+  for a, b in zip(*found, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_a_negative_threshold_is_refused():
   with pytest.raises(ValueError, match="filter_eps must not be negative"):
     losses.catalog_cross_entropy_loss(peaked(6, 0), LABELS, filter_eps=-1.0)
