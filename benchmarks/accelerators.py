@@ -36,11 +36,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.catalog_loss import made_with
+from benchmarks.gpu_losses import LEAN
 from kdjax import losses
 from kdjax.collectives import count_runs
 from kdjax.types import FactoredLogits
 
-LEAN = 2048  # Items of a part.
 # Of an H100 SXM: NVIDIA's data sheet and programming guide (compute capability 9.0).
 H100 = """
 gpu_device_info {
