@@ -29,9 +29,10 @@ _KEPT_TOKENS = 128
 _KEPT = 2**24
 _KEPT_BLOCK = 2**19  # Logits in a block of theirs.
 _KEPT_WIDTH = 48  # Of narrower tables, logits cost less to compute again than to keep.
-# On GPUs and TPUs, by what their compilers say of programs (`benchmarks.accelerators`): small
-# catalogues are met whole, each block of tokens adding to the gradients of all rows. Others are cut
-# into parts that all tokens meet, unless the table is so wide that logits are dear to find twice.
+# On GPUs and TPUs, by the cycles that a TPU v5e's compiler expects (`benchmarks.accelerators`); no
+# accelerator was timed, and GPUs are taken to be alike. Small catalogues are met whole, each block
+# of tokens adding to the gradients of all rows. Others are cut into parts that all tokens meet,
+# unless the table is so wide that logits are dear to find twice.
 _DEVICE_BLOCK, _DEVICE_WIDE_BLOCK = 2**24, 2**27  # Logits in a block, 64 MB; of wide tables, 512.
 _DEVICE_FEWEST, _DEVICE_WIDE_FEWEST = 512, 1024  # Tokens that meet a whole catalogue in a block.
 _DEVICE_WIDTH = 1024  # Columns of a wide table.

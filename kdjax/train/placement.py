@@ -228,12 +228,12 @@ def split_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def on_mesh(apply: Apply, mesh: Mesh, *, rules: Sequence[Rule] = MODEL_RULES) -> Apply:
-  """A model that computes on a mesh: parameters gathered over `fsdp` as they are used, tables last.
+  """A model that computes on a mesh: parameters gathered over `fsdp` as they are used.
 
   Without it the compiler may split activations over `fsdp` too, and move those instead. Its tables
-  know the mesh (`kdjax.mesh_table.MeshTable`): a loss over its catalogue in factors runs on every
-  device, and what looks rows up tells the others of its tokens alone. Tables of integers are left
-  to the compiler.
+  know the mesh (`kdjax.mesh_table.MeshTable`) and stay as they are stored until something reads
+  them: a loss over its catalogue in factors runs on every device, and what looks rows up tells the
+  others of its tokens alone. Tables of integers are left to the compiler.
 
   The mesh may be of other sizes than that of the step, over the same devices in the same order: so
   a teacher is split more than its student.
