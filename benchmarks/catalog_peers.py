@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,17 @@ def inputs(sizes: dict[str, int]) -> tuple[Any, Any, Any, Any]:
   return query, table, teacher, teacher_table
 
 
-def jax_call(name: str, args) -> Callable[[], Found]:
+class Call(NamedTuple):
+  """A variant: what runs it, and the bytes of XLA's temporaries, None where it is not XLA's."""
+
+  run: Callable[[], Found]
+  temporary: int | None = None
+
+  def __call__(self) -> Found:
+    return self.run()
+
+
+def jax_call(name: str, args) -> Call:
   """A compiled variant on arrays of JAX."""
   fn = {"kdjax": blocked, "dense": dense}[name]
   query, table, *teacher = args
@@ -63,11 +73,10 @@ def jax_call(name: str, args) -> Callable[[], Found]:
     value, grads = jax.block_until_ready(compiled(query, table, tuple(teacher)))
     return value, *grads
 
-  call.temporary = compiled.memory_analysis().temp_size_in_bytes
-  return call
+  return Call(call, compiled.memory_analysis().temp_size_in_bytes)
 
 
-def torch_call(name: str, args) -> Callable[[], Found]:
+def torch_call(name: str, args) -> Call:
   """Dense PyTorch, or Liger-Kernel's chunked Jensen-Shannon loss at its end of forward KL."""
   import torch
   from torch.nn import functional
@@ -98,10 +107,10 @@ def torch_call(name: str, args) -> Callable[[], Found]:
     value.backward()
     return value.detach().numpy(), query.grad.numpy(), table.grad.numpy()
 
-  return call
+  return Call(call)
 
 
-def make_call(name: str, args) -> Callable[[], Found]:
+def make_call(name: str, args) -> Call:
   """The variant of this name."""
   return torch_call(name, args) if name in PEERS else jax_call(name, args)
 
@@ -196,7 +205,7 @@ def race(sizes: dict[str, int], rounds: int, names: list[str], memory: bool = Tr
       "share_of_floor": round(floor / median[name], 3),
       "errors": {key: float(f"{e:.1e}") for key, e in errors[name].items()},
     }
-    if hasattr(call, "temporary"):
+    if call.temporary is not None:
       variants[name]["temporary_mb"] = round(call.temporary / 1e6, 1)
   print(json.dumps(variants), flush=True)
   del calls, timing
@@ -255,7 +264,8 @@ def filtering(sizes: dict[str, int], rounds: int) -> dict:
     for eps in (None, FILTER_EPS):
 
       def loss(student, others, bias, eps=eps):
-        return losses.catalog_kl_loss(student, FactoredLogits(*others, bias), filter_eps=eps)
+        query, table = others
+        return losses.catalog_kl_loss(student, FactoredLogits(query, table, bias), filter_eps=eps)
 
       args = FactoredLogits(query, table, bias), (teacher, teacher_table), bias
       compiled = jax.jit(jax.value_and_grad(loss)).lower(*args).compile()

@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def loop_ranks(queries, table, seen: Lists, targets: Lists, users: np.ndarray) -
   return np.array(ranks)
 
 
-def timed(call: Callable) -> tuple[float, object]:
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
   """Seconds, and what the call returned."""
   start = time.perf_counter()
   value = call()

@@ -48,7 +48,7 @@ def ours(config: DataConfig, dtype: str):
   model = families.make_model("sasrec", sizes, dtype)
   goal = objective.make_objective(model.apply, [task.label_term(FitConfig(), 1.0)])
   tx = optax.adam(RATE)
-  example = jax.tree.map(jnp.asarray, task.example())
+  example = {name: jnp.asarray(rows[:1]) for name, rows in task.arrays.items()}
   params = goal.init(jax.random.key(0), model.init(jax.random.key(0), example), None, example)
   runner = parallel.jit_runner(step.make_train_step(goal, tx))
   rows = task.rows_per_step(FLAGS.users)
