@@ -3,8 +3,9 @@
 Left to the compiler, a loop over blocks of a table that is split by rows gathers the whole table on
 every device, and sums the table's gradient over devices once a block. Here the loop runs inside
 `jax.shard_map`: rows stay where they are, and gradients are summed once. Where the devices do not
-divide the rows, impossible items fill the catalogue up. Columns that an axis splits are gathered on
-the way in, so that their gradients are scattered on the way back, and not summed whole.
+divide the rows, impossible items fill the catalogue up, and a table that came split by columns is
+turned here: not every compiler finds that way without gathering it. Columns that an axis splits are
+gathered on the way in, so that their gradients are scattered on the way back, and not summed whole.
 """
 
 import math
@@ -42,26 +43,42 @@ def on_every_device(
   """
   mesh, num_tokens = student.table.mesh, len(student.query)
   args = (student._replace(table=student.table.values), given)
-  if missing := -student.num_items % mesh.shape.get(ROWS, 1):
-    args = jax.tree.map(lambda x: _fill_up(x, missing), args, is_leaf=_is_logits)
-  num_items = args[0].num_items
+  devices = mesh.shape.get(ROWS, 1)
+  missing = -student.num_items % devices
+  num_items = student.num_items + missing
+  split = mesh.shape.get(COLUMNS, 1)
+  turned = jax.tree.map(
+    lambda x: missing > 0 and _is_logits(x) and _divides(x.table, devices * split),
+    args,
+    is_leaf=_is_logits,
+  )
+  if missing:
+    args = jax.tree.map(lambda turns, x: _fill_up(x, missing, turns), turned, args)
   batch = tuple(name for name in mesh.axis_names if name != ROWS)
   parts = math.prod(mesh.shape[name] for name in batch)
   divides = num_tokens % parts == 0
   tokens = PartitionSpec(batch) if divides else PartitionSpec()
-  axis = ROWS if mesh.shape.get(ROWS, 1) > 1 else None
+  axis = ROWS if devices > 1 else None
   rows = PartitionSpec(axis)
-  split = mesh.shape.get(COLUMNS, 1)
   columns = COLUMNS if split > 1 and divides and student.table.shape[1] % split == 0 else None
 
-  def place(x: Any) -> Any:
+  def by_rows(turns: bool, x: Any) -> Any:
+    if not turns:
+      return x
+    table = jnp.pad(x.table, [(0, missing), (0, 0)])
+    table = jax.lax.all_to_all(table, axis, split_axis=0, concat_axis=1, tiled=True)
+    return x._replace(table=table)
+
+  def place(turns: bool, x: Any) -> Any:
     if _is_logits(x):
       of_rows = lambda leaf: rows if leaf.shape[:1] == (num_items,) else PartitionSpec()  # noqa: E731
       specs: Any = (tokens, *jax.tree.map(of_rows, x[1:]))
-      return FactoredLogits(*specs)
+      found = FactoredLogits(*specs)
+      return found._replace(table=PartitionSpec(None, axis)) if turns else found
     return tokens if jnp.shape(x)[:1] == (num_tokens,) else PartitionSpec()
 
   def run(student: FactoredLogits, given: Any) -> Any:
+    student, given = jax.tree.map(by_rows, turned, (student, given))
     if columns:
       # Cast first: gradients are then scattered over the columns, and only their parts summed.
       table = vary_as(student.table, student.query)
@@ -70,11 +87,13 @@ def on_every_device(
     found = fn(axis, student, given)
     return found if by_token or not divides else jax.lax.psum(found, batch)
 
-  places = jax.tree.map(place, args, is_leaf=_is_logits)
+  places = jax.tree.map(place, turned, args)
+  table = PartitionSpec(None, (columns, axis) if columns else axis)
+  table = table if turned[0] else PartitionSpec(axis, columns)
   return jax.shard_map(
     run,
     mesh=mesh,
-    in_specs=(places[0]._replace(table=PartitionSpec(axis, columns)), places[1]),
+    in_specs=(places[0]._replace(table=table), places[1]),
     out_specs=tokens if by_token else PartitionSpec(),
   )(*args)
 
@@ -83,8 +102,16 @@ def _is_logits(x: Any) -> bool:
   return isinstance(x, FactoredLogits)
 
 
-def _fill_up(x: Any, missing: int) -> Any:
-  """Logits of so many more items, all of them impossible; what is no logits stays as it is."""
+def _divides(table: Any, parts: int) -> bool:
+  """Whether a table is an array whose columns come in so many parts."""
+  return not hasattr(table, "rdot") and table.shape[1] % parts == 0
+
+
+def _fill_up(x: Any, missing: int, turns: bool) -> Any:
+  """Logits of so many more items, all of them impossible; what is no logits stays as it is.
+
+  A table that is turned later is filled up then.
+  """
   if not _is_logits(x):
     return x
   num_items = x.num_items
@@ -95,4 +122,6 @@ def _fill_up(x: Any, missing: int) -> Any:
     return jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), constant_values=value)
 
   bias = jnp.zeros(num_items, jnp.float32) if x.bias is None else x.bias
-  return FactoredLogits(x.query, jax.tree.map(fill, x.table), fill(bias, FLOOR))
+  return FactoredLogits(
+    x.query, x.table if turns else jax.tree.map(fill, x.table), fill(bias, FLOOR)
+  )

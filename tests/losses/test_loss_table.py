@@ -1,6 +1,7 @@
 """Every loss, through every property."""
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +84,8 @@ class Results(NamedTuple):
 
 # Infinities come out as they do for users: the quick compiler of all other programs makes NaN of
 # some, and takes half of the time.
-AS_SERVED = {"xla_cpu_use_fusion_emitters": True}
+EMITTERS = "xla_cpu_use_fusion_emitters"
+AS_SERVED = {EMITTERS: True} if EMITTERS in os.environ["XLA_FLAGS"] else None
 
 
 @functools.cache
