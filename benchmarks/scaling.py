@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = " ".join(
+  ("--xla_force_host_platform_device_count=8", os.environ.get("XLA_FLAGS", ""))
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
