@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec
 from loss_cases import EXAMPLES
 
 from kdjax import losses
-from kdjax.reduce import Mean, reduce_loss, totals
+from kdjax.reduce import Mean, totals
 
 
 def over(cases):
@@ -54,8 +54,6 @@ with_closed_form = over([case for case in CASES if case.gradient])
 distillations = over([case for case in CASES if case.teachers])
 HALF = EXAMPLES // 2
 BY_ID = {case.id: case for case in CASES}
-# Of these the way to the gradients hangs on the reduction.
-SWEPT = {case.id for case in (*CATALOG, *CATALOG_PARTS)}
 KEEP = np.isin(np.arange(EXAMPLES), [0, 1, 3, 7, 8, 11])  # Half of them, to compile less.
 
 
@@ -96,32 +94,12 @@ def compiled(case_id, quickly):
   def loss(where, rows, reduce_fn, *args):
     return case.loss(*args, **{**case.options, **rows}, where=where, reduce_fn=reduce_fn)
 
-  positions = (*case.students, *case.teachers)
-
-  def run_each(args, where, rows):
-    grad = jax.value_and_grad(loss, tuple(i + 3 for i in positions))
+  def run(args, where, rows):
+    grad = jax.value_and_grad(loss, tuple(i + 3 for i in (*case.students, *case.teachers)))
     mean, total = (grad(where, rows, reduce_fn, *args) for reduce_fn in (jnp.mean, jnp.sum))
     return Results(loss(where, rows, None, *args), mean, total)
 
-  def run_once(args, where, rows):
-    """The same, the loss traced once: a third to compile."""
-
-    def of(*chosen):
-      full = dict(enumerate(args)) | dict(zip(positions, chosen, strict=True))
-      return loss(where, rows, all_reductions, *full.values())
-
-    (each, mean, total), pull = jax.vjp(of, *(args[i] for i in positions))
-    none, one, zeros = jnp.float32(0), jnp.float32(1), jnp.zeros_like(each)
-    return Results(each, (mean, pull((zeros, one, none))), (total, pull((zeros, none, one))))
-
-  options = None if quickly else AS_SERVED
-  return jax.jit(run_each if case_id in SWEPT else run_once, compiler_options=options)
-
-
-def all_reductions(values, *, where):
-  return tuple(
-    reduce_loss(values, where=where, reduce_fn=reduce_fn) for reduce_fn in (None, jnp.mean, jnp.sum)
-  )
+  return jax.jit(run, compiler_options=None if quickly else AS_SERVED)
 
 
 @functools.cache
@@ -328,15 +306,12 @@ def test_jit_equals_no_jit(case):
   args = args_of(case)
   where = where_of(case, args)
 
-  def loss(*a, **reduction):
-    return case.loss(*a, **case.options, where=where, **reduction)
+  def loss(*a):
+    return case.loss(*a, **case.options, where=where)
 
   value, grads = jax.value_and_grad(loss, case.students)(*args)
-  results = run(case, args, where=where)
-  mean, expected_grads = results.mean
-  assert_close((value, grads), (mean, expected_grads[: len(grads)]), rtol=1e-5, atol=1e-6)
-  for reduce_fn, expected in ((None, results.each), (jnp.sum, results.sum[0])):
-    assert_close(loss(*args, reduce_fn=reduce_fn), expected, rtol=1e-5, atol=1e-6)
+  expected = run(case, args, where=where).mean
+  assert_close((value, grads), (expected[0], expected[1][: len(grads)]), rtol=1e-5, atol=1e-6)
 
 
 @once

@@ -320,7 +320,8 @@ def test_targets_are_found_where_the_table_lies(mesh, items, block, tokens):
   for find in finders:
     found, expected = jax.jit(find)(on_mesh(mesh, teacher)), find(teacher)
     same = np.asarray(found.indices == expected.indices)
-    assert same.mean() > 0.99  # What a sum rounds to decides of a draw at the edge of two items.
+    # What a sum rounds to decides of a draw at the edge of two items; the best are the best.
+    assert same.all() if find is finders[0] else same.mean() > 0.99
     for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
       where = same if a.shape == same.shape else np.full(a.shape, True)
       np.testing.assert_allclose(a[where], e[where], rtol=2e-5, atol=1e-6)
