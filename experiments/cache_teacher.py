@@ -53,7 +53,9 @@ class Config:
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Writes the shards that are missing; says how many, and how large all are."""
   part = _part(config.part)
-  teacher = stored.load_teacher(config.teacher, config.data, config.model, flag="--teacher")
+  teacher = stored.load_teacher(
+    config.teacher, config.data, config.model, flag="--teacher", on_host=True
+  )
   task = problems.make_task(config.data, config.model)
   stored.check_teacher(teacher, task, config.data)
   mesh = meshes.mesh_of(config.mesh)

@@ -53,7 +53,8 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   alone = config.distill.cached_rankings or config.distill.user_embeddings
   given = config.teacher or (() if alone or config.distill.teacher_cache else ("",))
   teachers = [
-    stored.load_teacher(path, config.data, config.model.model, flag="--teacher") for path in given
+    stored.load_teacher(path, config.data, config.model.model, flag="--teacher", on_host=True)
+    for path in given
   ]
   problems.describe_data(config.data, config.model.model, folder)
   task = problems.make_task(config.data, config.model.model)
@@ -97,6 +98,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.data,
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),
+    mesh=mesh,
   )
 
 

@@ -8,15 +8,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments import families, head_terms, prepared, problems, ranking, runs, stored
+from experiments import families, head_terms, meshes, prepared, problems, ranking, runs, stored
+from experiments.config import MeshConfig
 from experiments.tasks import Judgement
 from kdjax import cost, metrics, report
-from kdjax.flags import option
+from kdjax.flags import group, option
 from kdjax.models import hub
+from kdjax.types import Apply, Params
 
 AGREEMENT_CASES = 1024  # Users (or clicks) on which KL and Kendall's tau are measured.
 
@@ -39,6 +41,8 @@ class Config:
   )
   print_table: bool = option(True, "Print the table.")
   seed: int = option(0, "Seed of sampled negatives and of the paired test.")
+  # One device: that is what most models are served on, and timed as they are served.
+  mesh: MeshConfig = group(MeshConfig, data_devices=1)
 
 
 def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -49,17 +53,17 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   names = config.names or tuple(pathlib.Path(model).name for model in config.models)
   if len(names) != len(config.models):
     raise ValueError(f"--names has {len(names)} names for {len(config.models)} --models")
-  loaded = load_models(config.models)
+  mesh = meshes.mesh_of(config.mesh)
+  loaded = load_models(config.models, on_host=mesh is not None)
   splits = [prepared.split_of(saved.data) for saved in loaded.values()]
   if any(split != splits[0] for split in splits):
     raise ValueError("--models were trained on different data or splits; judge them apart")
 
-  costs = measure(loaded, config)
+  costs = measure(loaded, config, mesh)
   rows, teacher = [], None
   for name, (model, saved) in zip(names, loaded.items(), strict=True):
     task = problems.make_task(saved.data, saved.family)
-    apply = families.make_model(saved.family, saved.sizes).apply
-    judgement = task.judge(apply, saved.params, "test")
+    judgement = task.judge(*_placed(saved, mesh), "test")
     result = _untrained(saved, judgement, task.metric) or runs.finished(saved.folder)
     if result is None:
       raise stored.WorkdirError(f"{saved.folder} is not finished: run its job again")
@@ -84,7 +88,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   return result
 
 
-def load_models(models: Sequence[str]) -> dict[str, stored.SavedModel]:
+def load_models(models: Sequence[str], *, on_host: bool = False) -> dict[str, stored.SavedModel]:
   """The models by what the flag calls them; checkpoint folders on the data of the first workdir.
 
   Raises:
@@ -96,10 +100,15 @@ def load_models(models: Sequence[str]) -> dict[str, stored.SavedModel]:
       "--models are Hugging Face folders alone: add the workdir of a trained model, whose data and "
       "task judge them"
     )
-  first = stored.load_model(trained[0], flag="--models")
+  first = stored.load_model(trained[0], flag="--models", on_host=on_host)
   return {
-    model: stored.load_teacher(model, first.data, first.family, flag="--models") for model in models
+    model: stored.load_teacher(model, first.data, first.family, flag="--models", on_host=on_host)
+    for model in models
   }
+
+
+def _placed(saved: stored.SavedModel, mesh: Mesh | None) -> tuple[Apply, Params]:
+  return meshes.placed(families.make_model(saved.family, saved.sizes).apply, saved.params, mesh)
 
 
 def _untrained(
@@ -112,13 +121,15 @@ def _untrained(
   return own | {"quality": runs.quality_of(judgement), "size": runs.size_of(saved)}
 
 
-def measure(loaded: dict[str, stored.SavedModel], config: Config) -> dict[str, cost.Cost]:
+def measure(
+  loaded: dict[str, stored.SavedModel], config: Config, mesh: Mesh | None = None
+) -> dict[str, cost.Cost]:
   """The cost of each model, timed in turns so that a noisy machine is fair to all."""
   candidates = {}
   for name, saved in loaded.items():
     task = problems.make_task(saved.data, saved.family)
-    serve = task.serve(families.make_model(saved.family, saved.sizes).apply)
-    candidates[name] = cost.Candidate(serve, jax.tree.map(jnp.asarray, saved.params), task.request)
+    apply, params = _placed(saved, mesh)
+    candidates[name] = cost.Candidate(task.serve(apply), params, task.request)
   return cost.measure_many(candidates, num_requests=config.requests, num_batches=config.batches)
 
 

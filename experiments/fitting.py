@@ -104,15 +104,15 @@ def fit_model(
     task, family, fit, sizes, distill, taught=taught, pruned=last is not None
   )
   student = make_model(family, sizes, fit.dtype)
-  judged = make_model(family, sizes)  # Validation and test compute in float32.
   mesh = meshes.run_mesh(fit)
   teacher_mesh = meshes.teacher_mesh(distill, mesh)
-  student_apply = student.apply if mesh is None else placement.on_mesh(student.apply, mesh)
+  student_apply = meshes.on_mesh(student.apply, mesh)
+  judged_apply = meshes.on_mesh(make_model(family, sizes).apply, mesh)  # In float32.
   student_apply = _through_integers(student_apply, fit.train_bits)
   student_apply = adapters.through_adapters(fit, student_apply)
   teacher_apply, teacher_params, arrays = join_teachers(task, fit, distill, teachers, teacher_mesh)
-  if teacher_mesh is not None and teacher_apply is not None:
-    teacher_apply = placement.on_mesh(teacher_apply, teacher_mesh)
+  if teacher_apply is not None:
+    teacher_apply = meshes.on_mesh(teacher_apply, teacher_mesh)
   if read_rows is not None and distill.sampled_rest and teacher_apply is not None:
     read_rows = lazy_rows.with_targets(
       read_rows, teacher_apply, teacher_params, int(sizes["num_items"])
@@ -189,6 +189,9 @@ def fit_model(
     else lambda s: s.params
   )
   own_params = lambda s: merge(objective.student_params(settled(s)))  # noqa: E731
+  served = jax.jit(
+    functools.partial(quant.quantize_params, select=serves_integers, bits=fit.train_bits)
+  )
   by_loss = None
   if not predicts and task.valid is not None:
     if distill.cache_queries:
@@ -200,11 +203,7 @@ def fit_model(
     if by_loss is not None:
       return by_loss(train_state.params, teacher_params)
     params = own_params(train_state)
-    if processes.several():  # Each judges for itself, on a device of its own.
-      params = jax.tree.map(jnp.asarray, placement.gather(params))
-    if fit.train_bits:
-      params = quant.quantize_params(params, select=serves_integers, bits=fit.train_bits)
-    return means(task.judge(judged.apply, params, "valid"))
+    return means(task.judge(judged_apply, served(params) if fit.train_bits else params, "valid"))
 
   latest = _latest_step(workdir)
   processes.wait("latest_step")  # All have looked before one makes a folder there.
@@ -227,7 +226,7 @@ def fit_model(
       progress=fit.progress,
       name=name,
     )
-  best = placement.gather(own_params(train_state))
+  best = tree.to_host(own_params(train_state))
   return Fitted(best, progress, metric, whole.counts)
 
 

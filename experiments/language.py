@@ -13,7 +13,7 @@ from experiments import loss_terms, prepared, ranking, sequences, texts
 from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.negatives import popularity
-from experiments.tasks import Judgement, Task, label_loss_of
+from experiments.tasks import Judgement, Task, label_loss_of, logits_of
 from kdjax import losses
 from kdjax.data import batches
 from kdjax.data.ends import find_ends
@@ -25,6 +25,7 @@ from kdjax.models.decoder import Cached
 from kdjax.train.objective import Term
 from kdjax.train.on_policy import make_sampler
 from kdjax.train.step import Sample
+from kdjax.tree import to_host
 from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
@@ -213,8 +214,7 @@ def judge_tokens(
   for first in range(0, count, size):
     index = np.minimum(np.arange(first, first + size), count - 1)
     block = {name: jnp.asarray(values[index]) for name, values in rows.items()}
-    found.append([x[: count - first] for x in _judge_block(apply, params, block)])
+    found.append([x[: count - first] for x in to_host(_judge_block(apply, params, block))])
   one = {name: jnp.asarray(values[:1]) for name, values in rows.items()}
-  table = apply(params, one).logits
-  query, best, nll = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
-  return table._replace(query=query), np.asarray(best), np.asarray(nll)
+  query, best, nll = (np.concatenate(parts) for parts in zip(*found, strict=True))
+  return logits_of(apply, params, one)._replace(query=jnp.asarray(query)), best, nll

@@ -73,9 +73,14 @@ def teacher_mesh(distill: DistillConfig, mesh: Mesh | None) -> Mesh | None:
   return placement.make_mesh(fsdp=fsdp, model=model, devices=devices)
 
 
+def on_mesh(apply: Apply, mesh: Mesh | None) -> Apply:
+  """A model that computes on the mesh; on one device without a mesh."""
+  return apply if mesh is None else placement.on_mesh(apply, mesh)
+
+
 def placed(apply: Apply, params: Params, mesh: Mesh | None) -> tuple[Apply, Params]:
   """A model that computes on the mesh, and its parameters there; on one device without a mesh."""
-  return apply if mesh is None else placement.on_mesh(apply, mesh), put(params, mesh)
+  return on_mesh(apply, mesh), put(params, mesh)
 
 
 def placed_cached(cached: Cached, params: Params, mesh: Mesh | None) -> tuple[Cached, Params]:

@@ -11,7 +11,7 @@ from experiments.candidate_terms import GROUPS
 from experiments.config import DataConfig, DistillConfig, FitConfig
 from experiments.loss_view import DenseLogits, View, at_places
 from experiments.negatives import negatives_loss, popularity, sampler
-from experiments.tasks import Judgement, Task, label_loss_of
+from experiments.tasks import Judgement, Task, label_loss_of, logits_of
 from kdjax import losses
 from kdjax.data.interactions import Dataset
 from kdjax.reduce import totals
@@ -65,8 +65,8 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
 
   def judge(apply, params, part) -> Judgement:
     if factored:
-      logits = apply(params, {"user": np.arange(dataset.num_users, dtype=np.int32)}).logits
-      return ranking.judge_factored(dataset, part, logits)
+      users = {"user": np.arange(dataset.num_users, dtype=np.int32)}
+      return ranking.judge_factored(dataset, part, logits_of(apply, params, users))
     return ranking.judge_scorer(dataset, part, _scorer(apply), params)
 
   def serve(apply):

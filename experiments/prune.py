@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cli, families, fitting, problems, runs, stored, texts
+from experiments import cli, families, fitting, meshes, problems, runs, stored, texts
 from experiments.config import DistillConfig, FitConfig, PruneConfig
 from experiments.distill import add_kept, distill_terms, learns_predictions, needs_no_tokens
 from kdjax import prune as pruning
@@ -54,7 +54,9 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   teacher = None
   terms = [task.label_term(config.fit, config.distill.label_weight if added else 1.0)]
   if config.teacher:
-    teacher = stored.load_teacher(config.teacher, source.data, source.family, flag="--teacher")
+    teacher = stored.load_teacher(
+      config.teacher, source.data, source.family, flag="--teacher", on_host=True
+    )
     own_tokens = needs_no_tokens(config.distill)
     stored.check_teacher(teacher, task, source.data, own_tokens=own_tokens)
   taught = bool(config.teacher or config.distill.teacher_cache)
@@ -88,6 +90,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     source.data,
     seed=config.fit.seed,
     training=training,
+    mesh=meshes.run_mesh(config.fit),
   )
 
 

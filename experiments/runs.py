@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import kdjax
-from experiments import families, files, problems, stored
+from experiments import families, files, meshes, problems, stored
 from experiments.config import DataConfig
 from experiments.tasks import Judgement
 from kdjax import flags, quant, tree
@@ -91,8 +92,11 @@ def finish(
   *,
   seed: int,
   training: dict[str, Any],
+  mesh: Mesh | None = None,
 ) -> dict[str, Any]:
   """Saves a model, judges what was saved on the test part, once, and writes `result.json`.
+
+  It is judged on every device of the mesh, by all processes together.
 
   Returns:
     The result: `quality` (every metric with a bootstrap 95 % interval where it is a mean of cases),
@@ -101,10 +105,10 @@ def finish(
   if processes.is_first():
     stored.save_model(workdir, family, sizes, params, data)
   processes.wait("save_model")
-  saved = stored.load_model(workdir, flag="--workdir")
+  saved = stored.load_model(workdir, flag="--workdir", on_host=mesh is not None)
   task = problems.make_task(saved.data, saved.family)
-  model = families.make_model(saved.family, saved.sizes)
-  judgement = task.judge(model.apply, saved.params, "test")
+  apply = families.make_model(saved.family, saved.sizes).apply
+  judgement = task.judge(*meshes.placed(apply, saved.params, mesh), "test")
   quality = keep_cases(workdir, judgement)
   result = {
     "job": job,

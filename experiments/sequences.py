@@ -20,6 +20,7 @@ from kdjax.layers import segment_mask
 from kdjax.losses.catalog import catalog_cross_entropy_loss, catalog_distillation_loss
 from kdjax.reduce import totals
 from kdjax.train.objective import Term
+from kdjax.tree import to_host
 from kdjax.types import MASK, PAD, Array, Batch, FactoredLogits, Params
 
 LABEL_LOSSES = ("cross_entropy", "sampled_softmax", "bpr", "nce", "bce")
@@ -131,7 +132,7 @@ def make_task(dataset: Dataset, config: DataConfig, family: str) -> Task:
 def _with_heads(judgement: Judgement, dataset: Dataset, heads: Params) -> Judgement:
   """What the heads say of all users and items, and how well on the test part."""
   assert judgement.queries is not None
-  said = models.apply_heads(heads, judgement.queries.query, judgement.queries.table)
+  said = to_host(models.apply_heads(heads, judgement.queries.query, judgement.queries.table))
   seen, then = ranking.histories(dataset, "test"), dataset.split.test
   users = np.flatnonzero((seen.lengths > 0) & (then.lengths > 0))
   last, next_ = seen.items[seen.offsets[users + 1] - 1], then.items[then.offsets[users]]

@@ -43,8 +43,10 @@ def save_model(
   store.save_params(folder / MODEL_FILE, params, metadata=metadata)
 
 
-def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
+def load_model(folder: str | pathlib.Path, *, flag: str, on_host: bool = False) -> SavedModel:
   """Reads a finished run's model; one that tells tokens, without rows that stand for none.
+
+  With `on_host` it is on no device, for a mesh to take its parts from.
 
   Raises:
     WorkdirError: naming the flag, if the folder holds none.
@@ -61,7 +63,7 @@ def load_model(folder: str | pathlib.Path, *, flag: str) -> SavedModel:
       f"{flag}: no {MODEL_FILE} in {str(folder)!r}; give the workdir of a finished "
       "experiments.train, distill, prune or quantize"
     )
-  params, metadata = store.load_params(path)
+  params, metadata = store.load_params(path, on_host=on_host)
   family, sizes = metadata["family"], json.loads(metadata["sizes"])
   if _tells_tokens(family, sizes) and (words := texts.tokenizer_in(path.parent)) is not None:
     params, sizes = models.cut_vocabulary(params, sizes, words.get_vocab_size())
@@ -84,7 +86,7 @@ def fingerprint(model: SavedModel) -> str:
 
 
 def load_teacher(
-  folder: str | pathlib.Path, data: DataConfig, family: str, *, flag: str
+  folder: str | pathlib.Path, data: DataConfig, family: str, *, flag: str, on_host: bool = False
 ) -> SavedModel:
   """Reads a finished run's model, or a Hugging Face folder as what a task wants of a teacher.
 
@@ -97,6 +99,7 @@ def load_teacher(
     data: of its students.
     family: of its students.
     flag: that gave the folder.
+    on_host: as of `load_model`; checkpoint folders are read there always.
 
   Raises:
     WorkdirError, StoreError: as `load_model`. HubError: if a checkpoint folder is damaged.
@@ -104,7 +107,7 @@ def load_teacher(
       the task.
   """
   if not str(folder) or not hub.is_checkpoint(folder):
-    return load_model(folder, flag=flag)
+    return load_model(folder, flag=flag, on_host=on_host)
   own = pretrained.family_of(folder, family, flag=flag)
   data = dataclasses.replace(data, tokenizer=str(folder))
   model = ModelConfig(model=own, checkpoint=str(folder))

@@ -17,6 +17,7 @@ from kdjax.models.decoder import Cached
 from kdjax.models.linen import Sizes
 from kdjax.train.objective import Term
 from kdjax.train.step import ReadRows, Sample
+from kdjax.tree import to_host
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Params
 
 SEQUENCE_FAMILIES = ("sasrec", "gru4rec", "two_tower", "bert4rec")
@@ -128,7 +129,8 @@ def label_loss_of(fit: FitConfig, default: str, allowed: tuple[str, ...], family
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(apply, params, batch):
+def logits_of(apply: Apply, params: Params, batch: Batch) -> Any:
+  """What a model says of a batch, compiled once a model."""
   return apply(params, batch).logits
 
 
@@ -140,5 +142,5 @@ def predict(
   for first in range(0, count, size):
     index = np.minimum(np.arange(first, first + size), count - 1)
     batch = {name: values[index] for name, values in rows.items()}
-    found.append(np.asarray(_logits(apply, params, batch))[: count - first])
+    found.append(to_host(logits_of(apply, params, batch))[: count - first])
   return np.concatenate(found)

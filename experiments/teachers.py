@@ -18,7 +18,7 @@ from experiments.stored import SavedModel
 from experiments.tasks import Task, predict
 from kdjax import serve
 from kdjax.models import hub
-from kdjax.train import processes, teacher_cache, teacher_queries, teacher_tokens
+from kdjax.train import teacher_cache, teacher_queries, teacher_tokens
 from kdjax.types import Apply, Params
 
 
@@ -31,9 +31,9 @@ def join_teachers(
 ) -> tuple[Apply | None, Params, Mapping[str, np.ndarray]]:
   """One `apply` and its params for all teachers, and the rows that it reads.
 
-  What is run once beforehand runs on the mesh; of several processes each runs it for itself.
+  What is run once beforehand runs on the mesh, by all processes together; the texts of a search
+  each of them reads for itself.
   """
-  mesh = None if processes.several() else mesh
   arrays = dict(task.arrays)
   if distill.teacher_cache:
     if teachers:
@@ -57,7 +57,7 @@ def join_teachers(
       apply, own = teacher_queries.with_outputs(name=name, features=features), {}
     elif distill.cache_queries:
       name = teacher_queries.NAME + suffix
-      arrays[name] = cache_queries(task, fit, apply, teacher.params)
+      arrays[name] = cache_queries(task, fit, *meshes.placed(apply, own, mesh))
       apply = teacher_queries.with_queries(apply, name=name)
     elif distill.cache_top_k:
       name = teacher_cache.NAME + suffix

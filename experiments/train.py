@@ -29,6 +29,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
   problems.describe_data(config.data, config.model.model, folder)
   task = problems.make_task(config.data, config.model.model)
   sizes = families.model_sizes(config.model, task)
+  mesh = meshes.run_mesh(config.fit)
   fitted = fitting.fit_model(
     task,
     config.model.model,
@@ -36,9 +37,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.fit,
     folder,
     terms=[task.label_term(config.fit, 1.0)],
-    inherit=lambda params: starts.start_from(
-      config.model, config.data, sizes, params, mesh=meshes.run_mesh(config.fit)
-    ),
+    inherit=lambda params: starts.start_from(config.model, config.data, sizes, params, mesh=mesh),
     name=folder.name,
   )
   sizes, params = families.served(config.model, sizes, fitted.params)
@@ -51,6 +50,7 @@ def run(config: Config, workdir: str | pathlib.Path) -> dict[str, Any]:
     config.data,
     seed=config.fit.seed,
     training=fitting.summarise_training(fitted),
+    mesh=mesh,
   )
 
 

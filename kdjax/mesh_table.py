@@ -21,8 +21,8 @@ class MeshTable:
   """A table `[V, d]` and the mesh it lies on; as an array where an array is wanted.
 
   The losses over a catalogue in factors run on every device of the mesh when the student's table
-  is one: `student._replace(table=MeshTable(student.table, mesh))`. `kdjax.train.parallel.on_mesh`
-  does so for a model.
+  is one: `student._replace(table=MeshTable(student.table, mesh))`; so do `metrics.rank_targets` and
+  `metrics.top_k`. `kdjax.train.on_mesh` does so for a model.
 
   Attributes:
     values: float `[V, d]`. Losses split its rows over the axis `model`, which need not divide V.
@@ -125,3 +125,33 @@ def _columns(mesh: Mesh, values: Array, ids: Array) -> str | None:
     parts > 1 and values.shape[1] % parts == 0 and values.shape[0] % mesh.shape.get(ROWS, 1) == 0
   )
   return COLUMNS if divides and _few(mesh, values, ids) else None
+
+
+def comes_by_columns(table: Any, mesh: Mesh) -> bool:
+  """Whether a table lies by columns over `ROWS`, which does not divide its rows; see `to_rows`."""
+  devices = mesh.shape.get(ROWS, 1)
+  return (
+    not hasattr(table, "rdot")
+    and table.shape[0] % devices > 0
+    and table.shape[1] % (devices * mesh.shape.get(COLUMNS, 1)) == 0
+  )
+
+
+def to_rows(table: Array, missing: int) -> Array:
+  """A device's columns `[V, d / m]` of a table to its rows `[(V + missing) / m, d]`.
+
+  For the inside of `jax.shard_map`: not every compiler finds that way without gathering the table.
+  The `missing` rows, which the last device gets, are zeros.
+  """
+  table = jnp.pad(table, [(0, missing), (0, 0)])
+  return jax.lax.all_to_all(table, ROWS, split_axis=0, concat_axis=1, tiled=True)
+
+
+def of_all(values: Array, axis: str) -> Array:
+  """`[T, n]` of every device of an axis beside each other, `[T, devices * n]`, the same on all.
+
+  For the inside of `jax.shard_map`, whose types then know that it is the same.
+  """
+  places = jnp.zeros((jax.lax.axis_size(axis), *values.shape), values.dtype)
+  every = jax.lax.psum(places.at[jax.lax.axis_index(axis)].set(values), axis)
+  return jnp.swapaxes(every, 0, 1).reshape(len(values), -1)

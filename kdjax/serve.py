@@ -12,6 +12,7 @@ from kdjax.losses import cross_entropy_loss
 from kdjax.losses.catalog import catalog_cross_entropy_loss
 from kdjax.models.decoder import Cached
 from kdjax.models.generate import ends_together
+from kdjax.tree import to_host
 from kdjax.types import PAD, Apply, Array, Batch, FactoredLogits, Params
 
 
@@ -109,7 +110,7 @@ def encode_histories(
     chosen[: stop - first] = places[first:stop] - call * cell
     batch = {name: _block(values, call, rows_per_call, name) for name, values in rows.items()}
     logits = _encode(apply, params, batch, chosen)
-    query = np.asarray(logits.query[: stop - first])
+    query = to_host(logits.query)[: stop - first]
     if queries is None:
       queries = np.zeros((len(offsets) - 1, query.shape[1]), query.dtype)
     queries[users[first:stop]] = query
@@ -185,7 +186,7 @@ def encode_texts(
     # The last call is filled up with its first text, so that one program serves.
     index = np.pad(chosen, (0, count - len(chosen)), constant_values=chosen[0])
     batch = {name: jnp.asarray(values[index, :length]) for name, values in rows.items()}
-    found = np.asarray(_outputs(apply, params, batch), np.float32)
+    found = np.asarray(to_host(_outputs(apply, params, batch)), np.float32)
     if out is None:
       out = np.zeros((len(sizes), *found.shape[1:]), np.float32)
     out[chosen] = found[: len(chosen)]

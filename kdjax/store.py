@@ -112,11 +112,15 @@ def save_params(
   return len(data)
 
 
-def load_params(path: str | os.PathLike[str]) -> tuple[Params, dict[str, str]]:
+def load_params(
+  path: str | os.PathLike[str], *, on_host: bool = False
+) -> tuple[Params, dict[str, str]]:
   """Reads what `save_params` wrote, bit for bit.
 
   Args:
     path: the file.
+    on_host: whether arrays are NumPy's, on no device: what fits on no single one goes from there to
+      a mesh (`kdjax.train.put`).
 
   Returns:
     (params, metadata): nested dicts of `jax.Array` and `QTensor` leaves, and the caller's strings.
@@ -128,7 +132,8 @@ def load_params(path: str | os.PathLike[str]) -> tuple[Params, dict[str, str]]:
   """
   tensors, layout, metadata = _read(path)
   with _blaming(path):
-    return _nest(layout, _decode(tensors, layout), _leaf), metadata
+    arrays = _decode(tensors, layout)
+    return _nest(layout, arrays if on_host else jax.tree.map(_on_device, arrays), _leaf), metadata
 
 
 def load_masks(path: str | os.PathLike[str]) -> Params | None:
@@ -301,12 +306,12 @@ def _at(root: dict[str, Any], path: list[str]) -> dict[str, Any]:
   return root
 
 
-def _leaf(**arrays: np.ndarray) -> Any:
-  ready: dict[str, Any] = {
-    name: jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
-    for name, array in arrays.items()
-  }
-  return QTensor(**ready) if len(ready) > 1 else ready["values"]
+def _leaf(**arrays: Any) -> Any:
+  return QTensor(**arrays) if len(arrays) > 1 else arrays["values"]
+
+
+def _on_device(array: np.ndarray) -> Any:
+  return jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
 
 
 def _size(count: int, array: np.ndarray) -> int:

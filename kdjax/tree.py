@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from kdjax.types import Params, Path, Select
 
@@ -99,3 +100,20 @@ def count_bytes(tree: Params) -> int:
 
   leaves = jax.tree.leaves(tree)
   return sum(-(-math.prod(jnp.shape(leaf)) * bits(leaf.dtype) // 8) for leaf in leaves)
+
+
+def to_host(tree: Params) -> Params:
+  """Whole arrays on the host, on every process; where several hold parts of one, all must call it.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> to_host({"a": jnp.ones([2])})
+    {'a': array([1., 1.], dtype=float32)}
+  """
+
+  def one(x: Any) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return multihost_utils.process_allgather(x, tiled=True)
+    return jax.device_get(x)
+
+  return jax.tree.map(one, tree)

@@ -22,7 +22,7 @@ from kdjax.losses.every_device import on_every_device
 from kdjax.losses.factored import scaled, scaled_as_it_is
 from kdjax.losses.sampled_targets import SampledTargets
 from kdjax.losses.top_k import TopK
-from kdjax.mesh_table import MeshTable
+from kdjax.mesh_table import MeshTable, of_all
 from kdjax.order import top_k
 from kdjax.tree import vary_as
 from kdjax.types import Array, FactoredLogits
@@ -190,17 +190,10 @@ def _top_k(model: FactoredLogits, k: int, blocks: Blocks) -> tuple[TopK, Array]:
   if blocks.axis is not None:
     ids += jax.lax.axis_index(blocks.axis) * num_items
     # Those of lower items stand first here too.
-    values, places = jax.lax.top_k(_of_all(values, blocks.axis), k)
-    ids = jnp.take_along_axis(_of_all(ids, blocks.axis), places, axis=1)
+    values, places = jax.lax.top_k(of_all(values, blocks.axis), k)
+    ids = jnp.take_along_axis(of_all(ids, blocks.axis), places, axis=1)
   shifted = jnp.where(values <= FLOOR / 2, FLOOR, values - top)
   return TopK(shifted, ids, jnp.log(total[:, 0])), top[:, 0]
-
-
-def _of_all(values: Array, axis: str) -> Array:
-  """`[T, n]` of every device of an axis beside each other, the same on all of them."""
-  places = jnp.zeros((jax.lax.axis_size(axis), *values.shape), values.dtype)
-  every = jax.lax.psum(places.at[jax.lax.axis_index(axis)].set(values), axis)
-  return jnp.swapaxes(every, 0, 1).reshape(len(values), -1)
 
 
 @functools.partial(jax.jit, static_argnames=("keep", "blocks"))
@@ -246,7 +239,7 @@ def _sample(model: FactoredLogits, bits: Array, keep: int, blocks: Blocks) -> Sa
     total = sweep(add_up, zeros)
     below = zeros
     if axis is not None:
-      totals = _of_all(total[:, None], axis)
+      totals = of_all(total[:, None], axis)
       before = jnp.arange(totals.shape[1]) < jax.lax.axis_index(axis)
       total, below = jnp.sum(totals, axis=1), jnp.sum(totals * before[None], axis=1)
     # One draw from each stratum, to 32 bits of its width.

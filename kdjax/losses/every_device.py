@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kdjax.losses.common import FLOOR
-from kdjax.mesh_table import COLUMNS, ROWS
+from kdjax.mesh_table import COLUMNS, ROWS, comes_by_columns, to_rows
 from kdjax.tree import vary_as
 from kdjax.types import FactoredLogits
 
@@ -48,9 +48,7 @@ def on_every_device(
   num_items = student.num_items + missing
   split = mesh.shape.get(COLUMNS, 1)
   turned = jax.tree.map(
-    lambda x: missing > 0 and _is_logits(x) and _divides(x.table, devices * split),
-    args,
-    is_leaf=_is_logits,
+    lambda x: _is_logits(x) and comes_by_columns(x.table, mesh), args, is_leaf=_is_logits
   )
   if missing:
     args = jax.tree.map(lambda turns, x: _fill_up(x, missing, turns), turned, args)
@@ -63,11 +61,7 @@ def on_every_device(
   columns = COLUMNS if split > 1 and divides and student.table.shape[1] % split == 0 else None
 
   def by_rows(turns: bool, x: Any) -> Any:
-    if not turns:
-      return x
-    table = jnp.pad(x.table, [(0, missing), (0, 0)])
-    table = jax.lax.all_to_all(table, axis, split_axis=0, concat_axis=1, tiled=True)
-    return x._replace(table=table)
+    return x._replace(table=to_rows(x.table, missing)) if turns else x
 
   def place(turns: bool, x: Any) -> Any:
     if _is_logits(x):
@@ -100,11 +94,6 @@ def on_every_device(
 
 def _is_logits(x: Any) -> bool:
   return isinstance(x, FactoredLogits)
-
-
-def _divides(table: Any, parts: int) -> bool:
-  """Whether a table is an array whose columns come in so many parts."""
-  return not hasattr(table, "rdot") and table.shape[1] % parts == 0
 
 
 def _fill_up(x: Any, missing: int, turns: bool) -> Any:

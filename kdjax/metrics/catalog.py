@@ -1,19 +1,17 @@
 """Ranking every user against the whole catalogue, in blocks: never users times items at once."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from kdjax.mesh_table import ROWS, MeshTable
 from kdjax.metrics import plan
+from kdjax.metrics.catalog_blocks import Scorer, rank_blocks, top_k_blocks
 from kdjax.metrics.ranks import Ranks
-from kdjax.types import PAD, Array, FactoredLogits
-
-Scorer = Callable[[Any, Array, Array], Array]  # (state, rows [B], ids [C]) -> scores [B, C].
+from kdjax.tree import to_host
+from kdjax.types import Array, FactoredLogits
 
 
 class TopK(NamedTuple):
@@ -52,7 +50,8 @@ def rank_targets(
 
   Args:
     queries: float `[U, d]`, one a user.
-    table: float `[V, d]`, or a pytree that has `rdot` and `shape` such as `QTensor`.
+    table: float `[V, d]`, or a pytree that has `rdot` and `shape` such as `QTensor`. Of a
+      `kdjax.mesh_table.MeshTable` every device ranks some of the users against the rows it holds.
     seen_items: int `[S]`, items to leave out, user after user.
     seen_offsets: int `[U + 1]`; user u has seen `seen_items[seen_offsets[u]:seen_offsets[u + 1]]`.
     target_items: int `[T]`, the items to find; a user may have none.
@@ -144,23 +143,25 @@ def rank_targets_with(
     empty = np.zeros(0, np.int32)
     return Ranks(empty, offsets, empty, empty, empty)
 
-  block = users_per_block or default_block(num_items)
+  block = users_per_block or default_block(_items_of_a_device(state, num_items))
   blocks = plan.make_blocks(users, seen, num_items=num_items, size=block, weights=counts)
   grid, cells = plan.make_grid(blocks, items, offsets, size=block)
-  greater, tied = _rank_blocks(
-    state,
-    plan.on_device(blocks),
-    jax.tree.map(jnp.asarray, grid),
-    scorer=scorer,
-    num_items=num_items,
-    items_per_block=min(items_per_block or num_items, num_items),
+  greater, tied = to_host(
+    rank_blocks(
+      state,
+      plan.on_device(blocks),
+      jax.tree.map(jnp.asarray, grid),
+      scorer=scorer,
+      num_items=num_items,
+      items_per_block=min(items_per_block or num_items, num_items),
+    )
   )
   ranks = Ranks(
     users=users.astype(np.int32),
     offsets=offsets,
     items=items,
-    greater=np.asarray(greater).reshape(-1)[cells],
-    tied=np.asarray(tied).reshape(-1)[cells],
+    greater=greater.reshape(-1)[cells],
+    tied=tied.reshape(-1)[cells],
   )
   if np.any(bad := ranks.tied < 1):
     target = int(np.flatnonzero(bad)[0])
@@ -183,7 +184,7 @@ def top_k(
 
   Args:
     queries: float `[U, d]`, one a user.
-    table: float `[V, d]`, or a pytree that has `rdot` and `shape` such as `QTensor`.
+    table: as in `rank_targets`.
     seen_items: int `[S]`, items to leave out, user after user.
     seen_offsets: int `[U + 1]`.
     k: how many; at most V.
@@ -258,18 +259,20 @@ def top_k_with(
   users = np.arange(len(seen_offsets) - 1)
   if len(users) == 0:
     return TopK(np.zeros([0, k], np.int32), np.zeros([0, k], np.float32))
-  block = users_per_block or default_block(num_items)
+  block = users_per_block or default_block(_items_of_a_device(state, num_items))
   blocks = plan.make_blocks(users, seen, num_items=num_items, size=block)
-  ids, scores = _top_k_blocks(
-    state,
-    plan.on_device(blocks),
-    scorer=scorer,
-    num_items=num_items,
-    items_per_block=min(items_per_block or num_items, num_items),
-    k=k,
+  found = to_host(
+    top_k_blocks(
+      state,
+      plan.on_device(blocks),
+      scorer=scorer,
+      num_items=num_items,
+      items_per_block=min(items_per_block or num_items, num_items),
+      k=k,
+    )
   )
   place = np.argsort(blocks.order)
-  return TopK(*(np.asarray(x).reshape(-1, k)[: len(users)][place] for x in (ids, scores)))
+  return TopK(*(x.reshape(-1, k)[: len(users)][place] for x in found))
 
 
 def default_block(num_items: int) -> int:
@@ -280,9 +283,14 @@ def default_block(num_items: int) -> int:
   return int(np.clip(2 ** round(np.log2(2**20 / num_items)), 8, 256))
 
 
+def _items_of_a_device(state: Any, num_items: int) -> int:
+  table = getattr(state, "table", None)
+  return -(-num_items // (table.mesh.shape.get(ROWS, 1) if isinstance(table, MeshTable) else 1))
+
+
 def _factors(queries: Any, table: Any, bias: Any, offsets: np.ndarray) -> FactoredLogits:
   queries = jnp.asarray(queries)
-  table = table if hasattr(table, "rdot") else jnp.asarray(table)
+  table = table if hasattr(table, "rdot") or isinstance(table, MeshTable) else jnp.asarray(table)
   if queries.ndim != 2 or queries.shape[1] != table.shape[1]:
     raise ValueError(f"queries {queries.shape} do not fit a table of {tuple(table.shape)}")
   if len(offsets) != len(queries) + 1:
@@ -298,78 +306,3 @@ def _score_factored(state: FactoredLogits, rows: Array, ids: Array) -> Array:
   del ids
   with jax.default_matmul_precision("highest"):
     return state._replace(query=state.query[rows]).dense()
-
-
-def _score_block(
-  state: Any, block: plan.Blocks, index: Array, scorer: Scorer, num_items: int, items: int
-) -> Array:
-  """Scores of one block of users, -inf where seen: float32 `[B, V]`."""
-  rows = block.rows[index]
-  if items >= num_items:
-    scores = scorer(state, rows, jnp.arange(num_items)).astype(jnp.float32)
-  else:
-    # The last block of items is moved back into the catalogue: the overlap is written twice.
-    starts = jnp.minimum(jnp.arange(0, num_items, items), num_items - items)
-
-    def fill(scores: Array, start: Array) -> tuple[Array, None]:
-      part = scorer(state, rows, start + jnp.arange(items)).astype(jnp.float32)
-      return lax.dynamic_update_slice(scores, part, (jnp.int32(0), start)), None
-
-    scores, _ = lax.scan(fill, jnp.zeros([len(rows), num_items], jnp.float32), starts)
-
-  def remove(chunk: Array, scores: Array) -> Array:
-    at = block.seen_rows[chunk], block.seen_items[chunk]
-    return scores.at[at].set(-jnp.inf, mode="drop")
-
-  return lax.fori_loop(block.seen_start[index], block.seen_start[index + 1], remove, scores)
-
-
-@functools.partial(jax.jit, static_argnames=("scorer", "num_items", "items_per_block"))
-def _rank_blocks(
-  state: Any,
-  blocks: plan.Blocks,
-  grid: plan.Grid,
-  *,
-  scorer: Scorer,
-  num_items: int,
-  items_per_block: int,
-) -> tuple[Array, Array]:
-  """Counts above and at every cell of the grid: two int32 `[G, B]`."""
-
-  def rank_block(counts: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
-    scores = _score_block(state, blocks, index, scorer, num_items, items_per_block)
-    removed = blocks.seen_counts[index]
-
-    def rank_line(line: Array, counts: tuple[Array, Array]) -> tuple[Array, Array]:
-      target = jnp.take_along_axis(scores, grid.items[line][:, None], axis=1)
-      # A NaN competitor counts as greater: a broken model must not rank well.
-      greater = jnp.sum(~(scores <= target), axis=1, dtype=jnp.int32)
-      tied = jnp.sum(scores == target, axis=1, dtype=jnp.int32)
-      tied -= jnp.where(target[:, 0] == -jnp.inf, removed, 0)
-      return counts[0].at[line].set(greater), counts[1].at[line].set(tied)
-
-    return lax.fori_loop(grid.start[index], grid.start[index + 1], rank_line, counts), None
-
-  zeros = jnp.zeros(grid.items.shape, jnp.int32)
-  counts, _ = lax.scan(rank_block, (zeros, zeros), jnp.arange(len(blocks.rows)))
-  return counts
-
-
-@functools.partial(jax.jit, static_argnames=("scorer", "num_items", "items_per_block", "k"))
-def _top_k_blocks(
-  state: Any,
-  blocks: plan.Blocks,
-  *,
-  scorer: Scorer,
-  num_items: int,
-  items_per_block: int,
-  k: int,
-) -> tuple[Array, Array]:
-  """Ids and scores of the best: `[blocks, B, k]` each."""
-
-  def best(index: Array) -> tuple[Array, Array]:
-    scores = _score_block(state, blocks, index, scorer, num_items, items_per_block)
-    values, ids = lax.top_k(scores, k)
-    return jnp.where(values == -jnp.inf, PAD, ids), values
-
-  return lax.map(best, jnp.arange(len(blocks.rows)))

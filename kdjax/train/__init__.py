@@ -10,7 +10,6 @@ from kdjax.train.on_policy import make_sampler
 from kdjax.train.parallel import jit_runner, pmap_runner
 from kdjax.train.placement import (
   MODEL_RULES,
-  gather,
   leaf_sharding,
   make_mesh,
   on_mesh,
@@ -44,7 +43,6 @@ __all__ = [
   "catch_up",
   "fit",
   "freeze",
-  "gather",
   "init_balance",
   "init_state",
   "jit_runner",

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax.mesh_table import MeshTable
@@ -203,17 +202,6 @@ def put(tree: Params, places: Any) -> Params:
     return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
 
   return jax.tree.map(one, tree, places)
-
-
-def gather(tree: Params) -> Params:
-  """Whole arrays on the host, on every process; all processes must call it."""
-
-  def one(x: Any) -> Any:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return multihost_utils.process_allgather(x, tiled=True)
-    return jax.device_get(x)
-
-  return jax.tree.map(one, tree)
 
 
 def split_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -23,6 +23,7 @@ from kdjax.losses import (
   catalog_sample_targets,
   catalog_top_k_targets,
 )
+from kdjax.tree import to_host
 from kdjax.types import Apply, Array, Batch, Outputs, Params
 
 NAME = "teacher_cache"
@@ -239,7 +240,7 @@ def encode_rows(
     taken = np.minimum(np.arange(start, start + size), num_rows - 1)
     batch = {name: np.asarray(values[taken]) for name, values in arrays.items()}
     key = jax.random.fold_in(jax.random.key(seed), start)
-    found = np.asarray(encode(apply, params, coding, batch, key))
+    found = to_host(encode(apply, params, coding, batch, key))
     first, last = max(start, rows.start), min(start + size, rows.stop)
     out[first - rows.start : last - rows.start] = found[first - start : last - start]
   return out

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from kdjax.tree import to_host
 from kdjax.types import Apply, Array, Batch, FactoredLogits, Outputs, Params
 
 NAME = "teacher_query"
@@ -81,7 +82,7 @@ def map_rows(
   for start in tqdm(range(0, num_rows, max(size, 1)), desc=name, disable=not progress):
     # The last block reaches back, so that all have one shape.
     rows = slice(first := min(start, num_rows - size), first + size)
-    part = jax.device_get(function({name: values[rows] for name, values in arrays.items()}))
+    part = to_host(function({name: values[rows] for name, values in arrays.items()}))
     if result is None:
       result = jax.tree.map(lambda x: np.empty((num_rows, *x.shape[1:]), x.dtype), part)
     for whole, values in zip(jax.tree.leaves(result), jax.tree.leaves(part), strict=True):
