@@ -231,8 +231,8 @@ def fit_model(
 
 
 def _fresh(init: Init, key: Array, example: Batch, mesh: Mesh | None) -> Params:
-  """Fresh params; where a mesh of one process splits them, each part is made where it lies."""
-  if mesh is None or processes.several() or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
+  """Fresh params; where a mesh splits them, each part is made where it lies."""
+  if mesh is None or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
     return init(key, example)
   places = placement.shardings(jax.eval_shape(init, key, example), mesh)
   return jax.jit(init, out_shardings=places)(key, example)

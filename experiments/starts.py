@@ -29,16 +29,18 @@ def start_from(
   own = retrieval.as_text(model) if model.model in SEARCH_FAMILIES else model
   classes = problems.label_names(data, model.model)
   params = texts.start_from(own, sizes, params, item_ids, classes, mesh=mesh)
-  return _from_run(model, data, sizes, params) if model.start else params
+  return _from_run(model, data, sizes, params, mesh) if model.start else params
 
 
-def _from_run(model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params) -> Params:
-  """What fits of the run --start, said in a line.
+def _from_run(
+  model: ModelConfig, data: DataConfig, sizes: Sizes, params: Params, mesh: Mesh | None
+) -> Params:
+  """What fits of the run --start, said in a line; on the host where a mesh will hold it.
 
   Raises:
     ValueError: if nothing does, or the run has seen what this one is tested on.
   """
-  source = stored.load_model(model.start, flag="--start")
+  source = stored.load_model(model.start, flag="--start", on_host=mesh is not None)
   if (words := problems.tokenizer_of(data, model.model)) is not None:
     texts.check_tokenizer(data, source.folder, words)
   if changed := stored.other_split(source.data, data):

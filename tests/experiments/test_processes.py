@@ -112,6 +112,9 @@ def assert_same_run(workdir, expected):
     [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for folder in (workdir, expected)
   ]
+  results = [json.loads((folder / "result.json").read_text()) for folder in (workdir, expected)]
+  quality, right = ({k: v["value"] for k, v in r["quality"].items()} for r in results)
+  assert quality == pytest.approx(right, rel=1e-5), "judged by all processes together"
   assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
   for line, other in zip(*lines, strict=True):
     for name in line.keys() - {"seconds"}:
