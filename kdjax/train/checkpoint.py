@@ -34,9 +34,18 @@ class Checkpoints:
     for series in self._series.values():
       series.close()
 
-  def save(self, name: str, step: int, tree: Any, position: dict[str, Any]) -> None:
-    """Writes `tree` and the JSON-able `position` as the newest of series `name`."""
-    self._series[name].save(step, tree, custom_metadata=position, overwrite=True)
+  def save(
+    self, name: str, step: int, tree: Any, position: dict[str, Any], *, wait: bool = True
+  ) -> None:
+    """Writes `tree` and the JSON-able `position` as the newest of series `name`.
+
+    Without `wait` it is copied to the host, and written while the caller goes on, who may donate
+    it; what goes wrong is raised by the next call for this series, or by `close`.
+    """
+    series = self._series[name]
+    (series.save if wait else series.save_async)(
+      step, tree, custom_metadata=position, overwrite=True
+    )
 
   def step(self, name: str) -> int | None:
     """The newest step of series `name`, None where there is none."""

@@ -198,9 +198,10 @@ def fit(
           numbers |= {f"valid/{n}": float(v) for n, v in values.items()}
           # Written before it is saved: killed between the two, a run writes its line again.
           write(position.step, numbers | {"seconds": position.seconds})
+          # The best is on disk before the latest says that there is one.
           if position.best_step == position.step:
             checkpoints.save("best", position.step, state, position._asdict())
-          checkpoints.save("latest", position.step, state, position._asdict())
+          checkpoints.save("latest", position.step, state, position._asdict(), wait=False)
           if metric in values:
             bar.set_postfix({metric: f"{values[metric]:.4f}", "best": f"{position.best_value:.4f}"})
         if processes.any_of(bool(stop)):
@@ -209,7 +210,8 @@ def fit(
             # Saved between validations: the sums so far are lost to the log, not to the training.
             checkpoints.save("latest", position.step, state, position._asdict())
           raise Interrupted(f"stopped by SIGTERM at step {position.step}; run again to resume")
-    state, _ = checkpoints.restore("best", state)
+    if position.best_step != position.step:
+      state, _ = checkpoints.restore("best", state)
     return state, position
 
 

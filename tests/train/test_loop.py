@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
@@ -235,3 +236,18 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
   (events,) = tmp_path.glob("events.*")
   # TensorBoard has no "@" in its tags.
   assert b"valid/ndcg_10" in events.read_bytes()
+
+
+def test_what_is_written_in_the_background_may_be_donated(tmp_path):
+  go_on = jax.jit(lambda state: jax.tree.map(lambda x: 1.5 * x + 1, state), donate_argnums=0)
+  state = {"table": jnp.arange(2_000_000.0), "small": jnp.ones(3)}
+  with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+    for step in range(3):
+      expected = jax.tree.map(np.array, state)
+      checkpoints.save("latest", step, state, {"step": step}, wait=False)
+      for _ in range(5):
+        state = go_on(state)
+  with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+    found, position = checkpoints.restore("latest", jax.tree.map(jnp.zeros_like, state))
+  assert position == {"step": 2}
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
