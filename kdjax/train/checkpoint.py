@@ -28,11 +28,20 @@ class Checkpoints:
       )
       for name, count in (("latest", 2), ("best", 1))
     }
+    self._writing: dict[str, Any] = {}
 
   def close(self) -> None:
     """Waits for what is being written."""
-    for series in self._series.values():
-      series.close()
+    try:
+      for name in self._series:
+        self._finish(name)
+    finally:
+      for series in self._series.values():
+        series.close()
+
+  def _finish(self, name: str) -> None:
+    if (writing := self._writing.pop(name, None)) is not None:
+      writing.result()
 
   def save(
     self, name: str, step: int, tree: Any, position: dict[str, Any], *, wait: bool = True
@@ -42,10 +51,13 @@ class Checkpoints:
     Without `wait` it is copied to the host, and written while the caller goes on, who may donate
     it; what goes wrong is raised by the next call for this series, or by `close`.
     """
+    self._finish(name)  # Orbax leaves a step out while it is writing another.
     series = self._series[name]
-    (series.save if wait else series.save_async)(
-      step, tree, custom_metadata=position, overwrite=True
+    self._writing[name] = series.save_async(
+      step, tree, custom_metadata=position, overwrite=True, force=True
     )
+    if wait:
+      self._finish(name)
 
   def step(self, name: str) -> int | None:
     """The newest step of series `name`, None where there is none."""
@@ -63,6 +75,7 @@ class Checkpoints:
     Raises:
       CheckpointError: if it is corrupt or holds other arrays than `like`.
     """
+    self._finish(name)
     path = self.path(name)
     if path is None:
       raise CheckpointError(f"no checkpoint in {self.folder / name}")
