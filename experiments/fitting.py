@@ -337,7 +337,8 @@ def _latest_step(workdir: pathlib.Path) -> int:
   if not folder.exists():
     return 0
   with checkpoint.open_checkpoints(folder) as checkpoints:
-    return checkpoints.step("latest") or 0
+    newest = checkpoints.newest()
+    return (newest and checkpoints.step(newest)) or 0
 
 
 def means(judgement: Judgement) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the state with its position in the data, latest and best, by Orbax."""
+"""Checkpoints of a run: the state with its position in the data, the best and others, by Orbax."""
 
 import pathlib
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ class CheckpointError(ValueError):
 class Checkpoints:
   """The two checkpoint series of a workdir; `open_checkpoints` opens and closes them.
 
-  Saves are atomic: a run killed while saving leaves the checkpoint before it.
+  A state is written once: as `best` where no earlier one was better, else as `latest`. Saves are
+  atomic: a run killed while saving leaves the checkpoint before it.
   """
 
   def __init__(self, folder: pathlib.Path):
@@ -26,43 +27,44 @@ class Checkpoints:
       name: ocp.training.Checkpointer(
         folder / name, preservation_policy=keep(count), cleanup_tmp_directories=True
       )
-      for name, count in (("latest", 2), ("best", 1))
+      for name, count in (("latest", 1), ("best", 2))
     }
-    self._writing: dict[str, Any] = {}
+    self._writing: Any = None
 
   def close(self) -> None:
     """Waits for what is being written."""
     try:
-      for name in self._series:
-        self._finish(name)
+      self._finish()
     finally:
       for series in self._series.values():
         series.close()
 
-  def _finish(self, name: str) -> None:
-    if (writing := self._writing.pop(name, None)) is not None:
+  def _finish(self) -> None:
+    if self._writing is not None:
+      writing, self._writing = self._writing, None
       writing.result()
 
-  def save(
-    self, name: str, step: int, tree: Any, position: dict[str, Any], *, wait: bool = True
-  ) -> None:
+  def save(self, name: str, step: int, tree: Any, position: dict[str, Any]) -> None:
     """Writes `tree` and the JSON-able `position` as the newest of series `name`.
 
-    Without `wait` it is copied to the host, and written while the caller goes on, who may donate
-    it; what goes wrong is raised by the next call for this series, or by `close`.
+    It is copied to the host, and written while the caller goes on, who may donate it; what goes
+    wrong is raised by the next call, or by `close`.
     """
-    self._finish(name)  # Orbax leaves a step out while it is writing another.
-    series = self._series[name]
-    self._writing[name] = series.save_async(
+    self._finish()  # One copy at a time; and Orbax leaves out a step while it writes another.
+    self._writing = self._series[name].save_async(
       step, tree, custom_metadata=position, overwrite=True, force=True
     )
-    if wait:
-      self._finish(name)
 
   def step(self, name: str) -> int | None:
     """The newest step of series `name`, None where there is none."""
     latest = self._series[name].latest
     return None if latest is None else latest.step
+
+  def newest(self) -> str | None:
+    """The series that holds the newest step of all, None where there is none."""
+    steps = {name: self.step(name) for name in self._series}
+    found = {name: step for name, step in steps.items() if step is not None}
+    return max(found, key=lambda name: found[name]) if found else None
 
   def path(self, name: str) -> pathlib.Path | None:
     """Where the newest checkpoint of series `name` lies."""
@@ -75,7 +77,7 @@ class Checkpoints:
     Raises:
       CheckpointError: if it is corrupt or holds other arrays than `like`.
     """
-    self._finish(name)
+    self._finish()
     path = self.path(name)
     if path is None:
       raise CheckpointError(f"no checkpoint in {self.folder / name}")

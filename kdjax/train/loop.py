@@ -148,8 +148,8 @@ def fit(
   every = validate_every or feed.steps_per_epoch
   with open_checkpoints(workdir / "checkpoints") as checkpoints, _sigterm() as stop:
     position = Progress()
-    if checkpoints.step("latest") is not None:
-      state, saved = checkpoints.restore("latest", state)
+    if (newest := checkpoints.newest()) is not None:
+      state, saved = checkpoints.restore(newest, state)
       position = Progress(**saved)
       _check_batch(position, feed.batch_size)
     position = position._replace(batch_size=feed.batch_size)
@@ -198,10 +198,8 @@ def fit(
           numbers |= {f"valid/{n}": float(v) for n, v in values.items()}
           # Written before it is saved: killed between the two, a run writes its line again.
           write(position.step, numbers | {"seconds": position.seconds})
-          # The best is on disk before the latest says that there is one.
-          if position.best_step == position.step:
-            checkpoints.save("best", position.step, state, position._asdict())
-          checkpoints.save("latest", position.step, state, position._asdict(), wait=False)
+          kind = "best" if position.best_step == position.step else "latest"
+          checkpoints.save(kind, position.step, state, position._asdict())
           if metric in values:
             bar.set_postfix({metric: f"{values[metric]:.4f}", "best": f"{position.best_value:.4f}"})
         if processes.any_of(bool(stop)):
@@ -305,7 +303,8 @@ def _check_finite(
     return
   first = min(steps[0] for steps in bad.values())
   names = sorted(name for name, steps in bad.items() if steps[0] == first)
-  good = checkpoints.path("latest")
+  newest = checkpoints.newest()
+  good = newest and checkpoints.path(newest)
   raise NonFiniteError(
     f"not finite at step {step + int(first) + 1}: {', '.join(names)}; the last good checkpoint is "
     f"{good if good else 'none (it failed before the first one)'}. Lower --learning_rate, set "

@@ -33,7 +33,7 @@ def same_bits(a, b):
 
 def test_the_loss_falls(tmp_path):
   lines = []
-  fit(tmp_path, num_steps=200, write=lambda step, numbers: lines.append(numbers))
+  fit(tmp_path, num_steps=200, validate_every=50, write=lambda step, numbers: lines.append(numbers))
   assert lines[-1]["train/loss"] < 0.8 * lines[0]["train/loss"]
 
 
@@ -103,7 +103,7 @@ def test_a_non_finite_loss_names_step_term_and_checkpoint(tmp_path):
   message = str(error.value)
   assert "not finite at step 5: " in message
   assert "label" in message
-  assert str(tmp_path / "checkpoints" / "latest" / "4") in message
+  assert str(tmp_path / "checkpoints" / "best" / "4") in message
 
 
 def test_a_changed_configuration_is_refused(tmp_path):
@@ -118,11 +118,11 @@ def test_a_changed_configuration_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tmp_path):
   fit(tmp_path, num_steps=4)
-  folder = tmp_path / "checkpoints" / "latest" / "4"
+  folder = tmp_path / "checkpoints" / "best" / "4"
   for path in folder.rglob("*"):
     if path.is_file() and "METADATA" not in path.name:
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-  with pytest.raises(checkpoint.CheckpointError, match=r"latest/4"):
+  with pytest.raises(checkpoint.CheckpointError, match=r"best/4"):
     fit(tmp_path)
   gc.collect()
 
@@ -138,10 +138,10 @@ def validate(state):
   import time; time.sleep(sleep)
   return {{"q": float(state.step)}}
 workdir.mkdir(exist_ok=True)
-latest = workdir / "checkpoints" / "latest"
-start = max([int(p.name) for p in latest.glob("[0-9]*") if p.name.isdigit()], default=0)
+saved = workdir.glob("checkpoints/*/[0-9]*")
+start = max([int(p.name) for p in saved if p.name.isdigit()], default=0)
 with writers.jsonl_writer(workdir / "metrics.jsonl", resume_step=start) as write:
-  final, _ = loop.fit(runner, state, loop.Feed(toy.rows(), 16, seed=5), num_steps=200,
+  final, _ = loop.fit(runner, state, loop.Feed(toy.rows(), 16, seed=5), num_steps=80,
     steps_per_call=3, progress=False, key=jax.random.key(7), teacher_params=teacher,
     workdir=workdir, write=write, validate=validate, metric="q")
 import numpy as np
@@ -244,10 +244,10 @@ def test_what_is_written_in_the_background_may_be_donated(tmp_path):
   with checkpoint.open_checkpoints(tmp_path) as checkpoints:
     for step in range(3):
       expected = jax.tree.map(np.array, state)
-      checkpoints.save("latest", step, state, {"step": step}, wait=False)
+      checkpoints.save("best", step, state, {"step": step})
       for _ in range(5):
         state = go_on(state)
   with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-    found, position = checkpoints.restore("latest", jax.tree.map(jnp.zeros_like, state))
+    found, position = checkpoints.restore("best", jax.tree.map(jnp.zeros_like, state))
   assert position == {"step": 2}
   jax.tree.map(np.testing.assert_array_equal, found, expected)
