@@ -251,3 +251,20 @@ def test_what_is_written_in_the_background_may_be_donated(tmp_path):
     found, position = checkpoints.restore("best", jax.tree.map(jnp.zeros_like, state))
   assert position == {"step": 2}
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_run_whose_best_is_past_resumes_from_the_newest(tmp_path):
+  options = {"validate": lambda state: {"q": -abs(float(state.step) - 4)}, "metric": "q"}
+  whole, position = fit(tmp_path / "whole", num_steps=16, **options)
+  assert (position.best_step, position.step) == (4, 16)
+  fit(tmp_path / "parts", num_steps=12, **options)
+  folders = tmp_path / "parts" / "checkpoints"
+  steps = {f.name: sorted(int(p.name) for p in f.iterdir()) for f in folders.iterdir()}
+  assert steps == {"best": [4], "latest": [12]}, "every state once"
+  lines = []
+  again, position = fit(
+    tmp_path / "parts", num_steps=16, write=lambda step, numbers: lines.append(step), **options
+  )
+  assert lines == [16]
+  assert position.best_step == 4
+  assert same_bits(again, whole)
